@@ -1,0 +1,7 @@
+//! stub
+/// stub
+#[derive(Clone, Debug, Default)]
+pub struct Filters;
+/// stub
+#[derive(Clone, Debug)]
+pub struct FilterError;

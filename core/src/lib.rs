@@ -1,0 +1,79 @@
+//! Every decision a mirror node takes, and nothing else.
+//!
+//! This crate is pure: no socket, clock, thread, global randomness or unordered
+//! iteration. The shell (`spegel-io` in production, `spegel-sim` in the simulator)
+//! feeds [`Input`]s with the time they happened into a [`Node`], drains
+//! [`Node::poll_output`] after each, and calls [`Node::handle_timeout`] when
+//! [`Node::poll_timeout`] says so. Equal seeds, configurations and inputs give equal
+//! outputs, which is what lets the simulator replay an incident from its seed.
+
+#![warn(missing_docs)]
+
+mod backoff;
+mod bootstrap;
+mod config;
+mod directory;
+mod fetch;
+mod filter;
+mod health;
+mod input;
+mod inventory;
+mod key;
+mod membership;
+mod message;
+mod node;
+mod output;
+mod pacer;
+mod peer;
+mod range;
+mod rng;
+#[cfg(test)]
+mod test_time;
+
+pub mod oci;
+
+pub use crate::{
+    config::Config,
+    filter::{FilterError, Filters},
+    input::{
+        BootstrapAddr, FetchError, Input, Inspection, ListedContent, ListedImage, Listing, ManifestRead,
+        PullKind,
+    },
+    key::Key,
+    node::Node,
+    output::{Notice, Output, RefuseReason, Wake},
+    peer::{Member, PeerId, PeerIdError, Zone},
+    range::{ByteRange, RangeError},
+};
+
+use std::fmt;
+
+/// One request of containerd (or another client) that this node could not answer locally.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PullId(pub u64);
+
+/// One attempt of a pull to get its content from one address of one peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AttemptId(pub u32);
+
+/// One control message and its reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ExchangeId(pub u64);
+
+impl fmt::Display for PullId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for AttemptId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for ExchangeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}

@@ -1,0 +1,6 @@
+//! The adapters: containerd, libp2p, HTTP and DNS on one side, [`spegel_core::Node`] on the
+//! other. They turn the world into inputs and outputs into the world, and hold no policy: no
+//! retry, no timeout value, no choice of peer that the core did not make.
+
+pub mod clock;
+pub mod net;

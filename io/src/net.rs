@@ -1,0 +1,57 @@
+//! Where connections come from: the kernel in production, turmoil in the simulator.
+
+use std::{future::Future, io, net::SocketAddr};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+};
+
+/// A byte stream in both directions.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for T {}
+
+/// Accepts connections.
+pub trait Listener: Send + 'static {
+    /// What an accepted connection is.
+    type Stream: Stream;
+
+    /// Waits for the next connection.
+    fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Stream, SocketAddr)>> + Send;
+}
+
+/// Opens connections.
+pub trait Dialer: Clone + Send + Sync + 'static {
+    /// What an opened connection is.
+    type Stream: Stream;
+
+    /// Connects to `addr`. Has no timeout of its own: the caller drops the future.
+    fn dial(&self, addr: SocketAddr) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+impl Listener for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
+        let (stream, from) = Self::accept(self).await?;
+        // Answers are written head first, body next: without this a small body waits for the
+        // client's delayed acknowledgement of the head.
+        stream.set_nodelay(true)?;
+        Ok((stream, from))
+    }
+}
+
+/// Dials over the kernel's TCP.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TcpDialer;
+
+impl Dialer for TcpDialer {
+    type Stream = TcpStream;
+
+    async fn dial(&self, addr: SocketAddr) -> io::Result<TcpStream> {
+        let stream = TcpStream::connect(addr).await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+}

@@ -1,0 +1,40 @@
+# Everything a person runs; .ci/run calls the same recipes.
+
+CARGO ?= cargo
+
+.PHONY: help
+help: ## Say what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+.PHONY: parts
+parts: ## Install what is missing on this machine (as root)
+	@.ci/install
+
+.PHONY: build
+build: parts ## Build the spegel binary
+	$(CARGO) build --release --locked -p spegel
+
+.PHONY: demo
+demo: build ## Show the main job: three nodes share an image while the registry is gone
+	$(CARGO) run --release --locked -q -p spegel-tests --bin demo
+
+.PHONY: test
+test: test-fast test-real ## Run every test
+
+.PHONY: test-fast
+test-fast: parts ## Run the tests that need no cluster
+	$(CARGO) test --locked --workspace --exclude spegel-tests
+
+.PHONY: test-real
+test-real: build ## Run the tests on real containerd in network namespaces (as root)
+	$(CARGO) test --locked -p spegel-tests -- --test-threads=1
+
+.PHONY: sim
+sim: parts ## Replay one simulated scenario: make sim SCENARIO=... SEED=...
+	$(CARGO) run --locked -q -p spegel-sim -- $(SCENARIO) $(SEED)
+
+.PHONY: lint
+lint: parts ## Check format, lints and that the core stays pure
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	.ci/core-is-pure

@@ -1,0 +1,78 @@
+//! Images of the simulator: a manifest, a config and layers, all in memory.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use spegel_core::oci::{Descriptor, Digest};
+
+const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+/// An image as a registry has it.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// `registry/repository:tag`.
+    pub name: String,
+    /// Its manifest.
+    pub manifest: Descriptor,
+    /// Config and layers, in the order containerd asks for them.
+    pub blobs: Vec<Descriptor>,
+    contents: BTreeMap<Digest, Bytes>,
+}
+
+impl Image {
+    /// An image of random layers, each `layer_bytes` long. Equal arguments give equal images.
+    #[must_use]
+    pub fn new(name: &str, layers: usize, layer_bytes: usize, seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut contents = BTreeMap::new();
+        let mut add = |media_type: &str, content: Bytes| {
+            let digest = Digest::sha256_of(&content);
+            let size = content.len() as u64;
+            contents.insert(digest, content);
+            Descriptor { media_type: media_type.to_owned(), digest, size }
+        };
+        let mut blobs = vec![add(CONFIG_TYPE, Bytes::from(format!(r#"{{"architecture":"amd64","name":"{name}"}}"#)))];
+        for _ in 0..layers {
+            let content: Vec<u8> = (0..layer_bytes).map(|_| rng.random()).collect();
+            blobs.push(add(LAYER_TYPE, content.into()));
+        }
+        let described: Vec<String> = blobs.iter().map(describe).collect();
+        let manifest = format!(
+            r#"{{"schemaVersion":2,"mediaType":"{MANIFEST_TYPE}","config":{},"layers":[{}]}}"#,
+            described[0],
+            described[1..].join(",")
+        );
+        let manifest = add(MANIFEST_TYPE, manifest.into());
+        Self { name: name.to_owned(), manifest, blobs, contents }
+    }
+
+    /// Registry, repository and tag.
+    #[must_use]
+    pub fn parts(&self) -> (&str, &str, &str) {
+        let (registry, rest) = self.name.split_once('/').expect("image names have a registry");
+        let (repository, tag) = rest.rsplit_once(':').expect("image names have a tag");
+        (registry, repository, tag)
+    }
+
+    /// The content of a digest, as the registry would give it.
+    #[must_use]
+    pub fn content(&self, digest: &Digest) -> Option<&Bytes> {
+        self.contents.get(digest)
+    }
+
+    /// Everything a node has once it has pulled the image.
+    #[must_use]
+    pub fn digests(&self) -> Vec<Digest> {
+        self.contents.keys().copied().collect()
+    }
+}
+
+fn describe(descriptor: &Descriptor) -> String {
+    format!(
+        r#"{{"mediaType":"{}","digest":"{}","size":{}}}"#,
+        descriptor.media_type, descriptor.digest, descriptor.size
+    )
+}

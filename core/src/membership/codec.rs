@@ -87,13 +87,8 @@ pub(super) enum CodecError {
 /// usable ones; more only costs time.
 const ADDRS_READ_MAX: usize = 64;
 
+#[derive(Default)]
 struct Addrs(Vec<IpAddr>);
-
-impl Default for Addrs {
-    fn default() -> Self {
-        Self(Vec::new())
-    }
-}
 
 impl<C> Encode<C> for Addrs {
     fn encode<W: minicbor::encode::Write>(

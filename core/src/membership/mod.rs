@@ -148,6 +148,8 @@ pub(crate) struct Membership {
     /// Whether timers were postponed since any fired.
     postponed: bool,
     left: bool,
+    /// [`MEMBERS_MAX`]; tests make do with fewer.
+    members_max: usize,
     events: VecDeque<Event>,
 }
 
@@ -189,6 +191,7 @@ impl Membership {
             announce_at: None,
             postponed: false,
             left: false,
+            members_max: MEMBERS_MAX,
             events: VecDeque::new(),
         }
     }
@@ -378,7 +381,7 @@ impl Membership {
         }
 
         let members_before = self.members.len();
-        if self.foca.iter_membership_state().len() + packet.updates.len() < MEMBERS_MAX {
+        if self.foca.iter_membership_state().len() + packet.updates.len() < self.members_max {
             self.foca.handle_data(bytes, &mut self.runtime).map_err(|_| Malformed)?;
         } else {
             let known: BTreeSet<PeerId> =

@@ -39,6 +39,7 @@ pub use crate::{
         BootstrapAddr, FetchError, Input, Inspection, ListedContent, ListedImage, Listing, ManifestRead,
         PullKind,
     },
+    inventory::{InventoryReport, QuarantinedImage, RegistryCounts},
     key::Key,
     node::Node,
     output::{Notice, Output, RefuseReason, Wake},

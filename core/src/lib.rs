@@ -34,12 +34,14 @@ pub mod oci;
 
 pub use crate::{
     config::Config,
+    directory::DirectoryReport,
     filter::{FilterError, Filters},
     input::{
         BootstrapAddr, FetchError, Input, Inspection, ListedContent, ListedImage, Listing, ManifestRead,
         PullKind,
     },
     key::Key,
+    message::{Announce, Fingerprint, MESSAGE_SIZE_MAX, MessageError, Reply, Request},
     node::Node,
     output::{Notice, Output, RefuseReason, Wake},
     peer::{Member, PeerId, PeerIdError, Zone},

@@ -1,6 +1,6 @@
 //! Many directories in virtual time, with latency, loss and lagging membership.
 
-use proptest::prelude::*;
+use proptest::prelude::{ProptestConfig, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
 
 use super::{owners::RECENT_DEPARTURE, *};
 

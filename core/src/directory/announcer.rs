@@ -259,3 +259,205 @@ impl Announcer {
         self.outboxes.iter().filter(|(_, outbox)| !outbox.is_synced()).count()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn peer(number: u16) -> PeerId {
+        let mut key = [0; 32];
+        key[..2].copy_from_slice(&number.to_be_bytes());
+        PeerId::from_public_key(key)
+    }
+
+    fn key(number: usize) -> Key {
+        Key::of(&number.to_string())
+    }
+
+    /// A node and members that it has greeted.
+    fn greeted(others: u16) -> (Instant, Roster, Announcer) {
+        let (mut now, mut roster, mut announcer) = fresh();
+        for number in 1..=others {
+            come_up(now, &mut roster, &mut announcer, number);
+        }
+        while announcer.unsynced() > 0 {
+            now = now.max(announcer.poll_timeout().expect("something is left to say"));
+            confirm(now, &mut announcer);
+        }
+        (now, roster, announcer)
+    }
+
+    fn fresh() -> (Instant, Roster, Announcer) {
+        let me = peer(0);
+        (crate::test_time::start(), Roster::new(me, None), Announcer::new(me, Rng::new(1, "announcer")))
+    }
+
+    fn come_up(now: Instant, roster: &mut Roster, announcer: &mut Announcer, number: u16) {
+        assert!(roster.up(peer(number), None));
+        announcer.member_up(now, roster, peer(number));
+    }
+
+    fn sends(now: Instant, announcer: &mut Announcer) -> Vec<(PeerId, Announce)> {
+        announcer.handle_timeout(now);
+        std::iter::from_fn(|| announcer.poll_send()).collect()
+    }
+
+    fn confirm(now: Instant, announcer: &mut Announcer) -> Vec<(PeerId, Announce)> {
+        let sent = sends(now, announcer);
+        sent.iter().for_each(|(owner, _)| announcer.answered(now, *owner, true));
+        sent
+    }
+
+    /// No check of what an owner believes falls into the test.
+    fn without_reconciliation(announcer: &mut Announcer) {
+        announcer.reconcile_at = None;
+    }
+
+    #[test]
+    fn changes_of_a_moment_are_one_announcement_for_each_owner() {
+        let (now, roster, mut announcer) = greeted(3);
+        without_reconciliation(&mut announcer);
+        for number in 0..100 {
+            announcer.hold(now, &roster, key(number));
+            announcer.hold(now, &roster, key(0));
+        }
+        let due = now + BATCH_DELAY;
+        announcer.hold(due - Duration::from_nanos(1), &roster, key(100));
+        assert_eq!(announcer.poll_timeout(), Some(due));
+        assert_eq!(sends(due - Duration::from_nanos(1), &mut announcer), []);
+        let sent = sends(due, &mut announcer);
+        let owners: BTreeSet<_> = sent.iter().map(|(owner, _)| *owner).collect();
+        assert_eq!((sent.len(), owners.len()), (3, 3));
+        let told: usize = sent.iter().map(|(_, announce)| announce.add.len()).sum();
+        let own = std::iter::from_fn(|| announcer.poll_own()).count();
+        assert_eq!(told + own, 101 * 3);
+        assert!(sent.iter().all(|(_, announce)| announce.complete && !announce.reset));
+    }
+
+    #[test]
+    fn nothing_more_is_said_until_the_owner_has_answered() {
+        let (now, roster, mut announcer) = greeted(1);
+        without_reconciliation(&mut announcer);
+        announcer.hold(now, &roster, key(1));
+        assert_eq!(sends(now + BATCH_DELAY, &mut announcer).len(), 1);
+        announcer.release(now + BATCH_DELAY, &roster, key(1));
+        assert_eq!(announcer.poll_timeout(), None);
+        assert_eq!(sends(now + BATCH_DELAY * 10, &mut announcer), []);
+        announcer.answered(now + BATCH_DELAY * 10, peer(1), true);
+        let sent = sends(now + BATCH_DELAY * 10, &mut announcer);
+        assert_eq!(sent[0].1.remove, [key(1)]);
+    }
+
+    #[test]
+    fn few_members_are_greeted_at_once() {
+        let (now, mut roster, mut announcer) = fresh();
+        assert_eq!(announcer.poll_timeout(), None);
+        announcer.hold(now, &roster, key(1));
+        for number in 1..=3 {
+            come_up(now, &mut roster, &mut announcer, number);
+        }
+        assert_eq!(announcer.poll_timeout(), Some(now));
+        let sent = sends(now, &mut announcer);
+        assert_eq!(sent.len(), 3);
+        assert!(sent.iter().all(|(_, announce)| announce.reset && announce.complete));
+    }
+
+    #[test]
+    fn many_members_are_greeted_at_a_pace_but_what_is_new_does_not_wait() {
+        let (now, mut roster, mut announcer) = fresh();
+        for number in 1..=500 {
+            come_up(now, &mut roster, &mut announcer, number);
+        }
+        without_reconciliation(&mut announcer);
+        announcer.greet_from = Some(now);
+        assert_eq!(confirm(now, &mut announcer).len(), GREET_BURST as usize);
+        assert_eq!(confirm(now, &mut announcer), []);
+        announcer.hold(now, &roster, key(1));
+        let sent = confirm(now + BATCH_DELAY, &mut announcer);
+        let about_it = sent.iter().filter(|(_, announce)| announce.add == [key(1)]).count();
+        assert_eq!(about_it, 3);
+        assert!(sent.len() <= 3 + 4, "{}", sent.len());
+        let (mut at, mut count) = (now + BATCH_DELAY, GREET_BURST as usize + sent.len());
+        while announcer.unsynced() > 0 {
+            at = announcer.poll_timeout().expect("something is left to say");
+            count += confirm(at, &mut announcer).len();
+        }
+        assert!((500..=503).contains(&count), "each once: {count}");
+        assert!(at - now > Duration::from_secs(2) && at - now < Duration::from_secs(3));
+    }
+
+    #[test]
+    fn owners_are_checked_one_after_the_other() {
+        let (mut now, _, mut announcer) = greeted(5);
+        let mut checked = Vec::new();
+        for _ in 0..10 {
+            now = announcer.poll_timeout().expect("there is always one more");
+            let sent = confirm(now, &mut announcer);
+            assert_eq!(sent.len(), 1);
+            assert_eq!(sent[0].1, Announce { complete: true, ..Announce::default() });
+            checked.push(sent[0].0);
+        }
+        assert_eq!(checked[..5].iter().collect::<BTreeSet<_>>().len(), 5);
+        assert_eq!(checked[..5], checked[5..]);
+    }
+
+    #[test]
+    fn only_what_changes_owner_moves() {
+        let (now, mut roster, mut announcer) = greeted(20);
+        without_reconciliation(&mut announcer);
+        (0..200).for_each(|number| announcer.hold(now, &roster, key(number)));
+        confirm(now + BATCH_DELAY, &mut announcer);
+        come_up(now + BATCH_DELAY, &mut roster, &mut announcer, 21);
+        without_reconciliation(&mut announcer);
+        let owned = (0..200).filter(|number| roster.owners(&key(*number)).contains(&peer(21))).count();
+        let greeting = confirm(now + BATCH_DELAY, &mut announcer);
+        assert_eq!(greeting.len(), 1);
+        assert_eq!(greeting[0].1.add.len(), owned);
+        let own = std::iter::from_fn(|| announcer.poll_own()).filter(|(_, held)| !held).count();
+        let moved = confirm(now + BATCH_DELAY + REBALANCE_DELAY, &mut announcer);
+        assert!(moved.iter().all(|(_, announce)| announce.add.is_empty() && announce.complete));
+        assert_eq!(moved.iter().map(|(_, announce)| announce.remove.len()).sum::<usize>() + own, owned);
+        // It goes again: all comes back to where it was.
+        let later = now + Duration::from_secs(5);
+        roster.down(later, peer(21));
+        announcer.member_down(later, &roster, peer(21));
+        let back = confirm(later + REBALANCE_DELAY, &mut announcer);
+        let own = std::iter::from_fn(|| announcer.poll_own()).filter(|(_, held)| *held).count();
+        assert_eq!(back.iter().map(|(_, announce)| announce.add.len()).sum::<usize>() + own, owned);
+        assert!(back.iter().all(|(owner, announce)| *owner != peer(21) && announce.remove.is_empty()));
+    }
+
+    #[test]
+    fn unreachable_owner_is_tried_for_ever_ever_more_slowly() {
+        let (mut now, roster, mut announcer) = greeted(1);
+        announcer.hold(now, &roster, key(1));
+        without_reconciliation(&mut announcer);
+        let began = now;
+        for _ in 0..30 {
+            now = announcer.poll_timeout().expect("retried");
+            assert_eq!(sends(now, &mut announcer).len(), 1);
+            announcer.failed(now, peer(1));
+        }
+        assert!(now - began > Duration::from_secs(100));
+        assert_eq!(announcer.unsynced(), 1);
+        now = announcer.poll_timeout().expect("retried");
+        confirm(now, &mut announcer);
+        assert_eq!(announcer.unsynced(), 0);
+    }
+
+    #[test]
+    fn leaving_names_who_was_told_most_first() {
+        let (now, roster, mut announcer) = greeted(30);
+        assert_eq!(announcer.leave(), []);
+        let (_, _, mut announcer) = greeted(30);
+        (0..40).for_each(|number| announcer.hold(now, &roster, key(number)));
+        let counts =
+            |owner: &PeerId| (0..40).filter(|number| roster.owners(&key(*number)).contains(owner)).count();
+        let told = announcer.leave();
+        assert!(told.is_sorted_by_key(|owner| std::cmp::Reverse(counts(owner))));
+        assert!(told.iter().all(|owner| counts(owner) > 0));
+        assert_eq!(announcer.poll_timeout(), None);
+    }
+}

@@ -574,4 +574,45 @@ mod tests {
         ledger.set(ME, key(1), false);
         assert_eq!(ledger.choose(&key(1), peer(1), None), []);
     }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(32))]
+
+        /// Whatever peers send, in any order, the tables agree and stay within their bounds.
+        #[test]
+        fn any_announcements_leave_it_consistent(
+            ops in proptest::collection::vec(
+                (0_u8..12, 0_u16..90, proptest::collection::vec(0_usize..12, 0..8), 0_usize..8, proptest::bool::ANY),
+                1..300,
+            ),
+        ) {
+            let mut ledger = ledger();
+            ledger.limits = Limits { per_holder: 6, total: 200 };
+            for (op, number, numbers, split, complete) in ops {
+                match op {
+                    0 => ledger.member_down(peer(number)),
+                    1 => ledger.goodbye(peer(number)),
+                    2 => ledger.set(ME, key(usize::from(number) % 6), complete),
+                    _ => {
+                        ledger.member_up(peer(number), zone(["a", "b", "c"][usize::from(number) % 3]));
+                        let (add, remove) = numbers.split_at(split.min(numbers.len()));
+                        let announce = Announce {
+                            reset: op < 8,
+                            add: keys(add.iter().copied()),
+                            remove: keys(remove.iter().copied()),
+                            complete,
+                            ..Announce::default()
+                        };
+                        ledger.apply(peer(number), &announce);
+                    }
+                }
+                assert_consistent(&ledger);
+                proptest::prop_assert!(ledger.entries() <= 200 + 2 * 6 * ledger.holders.len());
+                for number in 0..12 {
+                    let chosen = ledger.choose(&key(number), peer(1), zone("a").as_ref());
+                    proptest::prop_assert!(chosen.len() <= HOLDERS_PER_REPLY_MAX && !chosen.contains(&peer(1)));
+                }
+            }
+        }
+    }
 }

@@ -24,6 +24,10 @@ const DEADLINE_SLACK: Duration = Duration::from_millis(20);
 /// pulls go upstream; more than a registry's own answer takes and the mirror costs time.
 const DEADLINE_MIN: Duration = Duration::from_millis(100);
 
+/// Longest time that one owner may take, whatever is configured. Shorter overrules sensible
+/// configurations; longer keeps a pull waiting that nobody waits for any more.
+const RESOLVE_TIMEOUT_MAX: Duration = Duration::from_secs(60);
+
 /// Names a lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct LookupId(u64);
@@ -72,12 +76,17 @@ impl Lookups {
     /// `resolve_timeout` is how long one owner may take before another is asked too.
     pub(super) fn new(resolve_timeout: Duration) -> Self {
         Self {
-            resolve_timeout,
+            resolve_timeout: resolve_timeout.min(RESOLVE_TIMEOUT_MAX),
             next: 0,
             active: BTreeMap::new(),
             slow: BTreeMap::new(),
             steps: VecDeque::new(),
         }
+    }
+
+    /// How long a lookup lasts at most.
+    pub(super) fn patience(&self) -> Duration {
+        (self.resolve_timeout * 3 + DEADLINE_SLACK).max(DEADLINE_MIN)
     }
 
     /// A lookup whose answer is known without asking.
@@ -102,8 +111,7 @@ impl Lookups {
         let (slow, mut waiting): (VecDeque<_>, VecDeque<_>) =
             owners.into_iter().partition(|owner| self.slow.contains_key(owner));
         waiting.extend(slow);
-        let patience = self.resolve_timeout.saturating_mul(3).saturating_add(DEADLINE_SLACK);
-        let deadline = now + patience.max(DEADLINE_MIN);
+        let deadline = now + self.patience();
         self.active.insert(id, Lookup { key, waiting, asked: Vec::new(), hedge_at: now, deadline });
         self.ask_next(now, id);
         id
@@ -315,6 +323,9 @@ mod tests {
         let mut lookups = Lookups::new(Duration::from_secs(1));
         lookups.begin(now, key(), [peer(1)]);
         assert_eq!(lookups.poll_timeout(), Some(now + Duration::from_secs(3) + DEADLINE_SLACK));
+        let mut forever = Lookups::new(Duration::MAX);
+        forever.begin(now, key(), [peer(1)]);
+        assert_eq!(forever.poll_timeout(), Some(now + RESOLVE_TIMEOUT_MAX * 3 + DEADLINE_SLACK));
         let mut hasty = Lookups::new(Duration::ZERO);
         hasty.begin(now, key(), owners());
         assert_eq!(hasty.poll_timeout(), Some(now));

@@ -35,9 +35,9 @@ use crate::{
     rng::Rng,
 };
 
-/// How long an owner may take to answer a lookup before the exchange is dropped. Longer than a
-/// lookup waits, since a late answer still tells that the owner is alive; much longer and
-/// exchanges with the dead pile up.
+/// How long an owner may at least take to answer a lookup before the exchange is dropped. Longer
+/// than most lookups wait, since a late answer still tells that the owner is alive; much longer
+/// and exchanges with the dead pile up.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long an owner may take to apply an announcement. Shorter and a busy owner is sent the same
@@ -186,8 +186,9 @@ impl Directory {
 
     /// A peer announced what it holds.
     pub(crate) fn on_announce(&mut self, now: Instant, from: PeerId, announce: &Announce) -> Reply {
-        // The views of who is a member differ for a moment: it will announce again.
-        if !self.roster.contains(&from) {
+        // The views of who is a member differ for a moment: it will announce again. This node
+        // itself only comes this way by a connection that leads back to it.
+        if !self.roster.contains(&from) || from == self.roster.me() {
             return Reply::Announced { synced: false };
         }
         let synced = self.ledger.apply(from, announce);
@@ -206,8 +207,8 @@ impl Directory {
 
     /// A peer is about to stop.
     pub(crate) fn on_goodbye(&mut self, now: Instant, peer: PeerId) {
-        self.ledger.goodbye(peer);
-        if self.roster.contains(&peer) {
+        if self.roster.contains(&peer) && peer != self.roster.me() {
+            self.ledger.goodbye(peer);
             self.lookups.ask_last(now, peer);
         }
     }
@@ -349,7 +350,8 @@ impl Directory {
             match step {
                 Step::Ask { lookup, owner, key } => {
                     let about = Exchange::Lookup { owner, lookup };
-                    self.send(about, owner, Request::Lookup { key }, LOOKUP_TIMEOUT);
+                    let timeout = self.lookups.patience().max(LOOKUP_TIMEOUT);
+                    self.send(about, owner, Request::Lookup { key }, timeout);
                 }
                 Step::Answered { lookup, holders, outcome } => {
                     self.events.push_back(Event::Answered { lookup, holders, outcome });

@@ -274,6 +274,7 @@ mod tests {
         let now = crate::test_time::start();
         let mut outbox = synced(now);
         outbox.set(key(1), true);
+        outbox.set(key(3), true);
         outbox.want(now);
         outbox.announce();
         outbox.set(key(1), false);
@@ -282,7 +283,9 @@ mod tests {
         let due = outbox.due().expect("retried");
         assert!(due >= now + RETRY_FIRST / 2 && due <= now + RETRY_FIRST);
         let again = outbox.announce();
-        assert_eq!((again.add, again.remove, again.reset), (vec![key(2)], vec![key(1)], false));
+        let told: BTreeSet<_> = again.add.into_iter().collect();
+        assert_eq!(told, BTreeSet::from([key(2), key(3)]));
+        assert_eq!((again.remove, again.reset), (vec![key(1)], false));
         outbox.answered(now, true, &mut rng());
         assert!(outbox.is_synced());
         // An answer that nobody waits for any more changes nothing.

@@ -92,10 +92,10 @@ impl Announcer {
         if self.reconcile_at.is_none() {
             self.reconcile_at = Some(now + self.rng.jittered(RECONCILE_INTERVAL));
         }
+        let Some(candidate) = roster.candidate(peer) else { return };
         let mut moved = Vec::new();
         for (key, owners) in &mut self.held {
-            let Some(rank) = roster.rank(peer, key) else { continue };
-            let left_out = owners.offer(rank);
+            let left_out = owners.offer(candidate.rank(key));
             if left_out != Some(peer) {
                 moved.push((*key, left_out));
             }
@@ -390,10 +390,10 @@ mod tests {
 
     #[test]
     fn owners_are_checked_one_after_the_other() {
-        let (mut now, _, mut announcer) = greeted(5);
+        let (_, _, mut announcer) = greeted(5);
         let mut checked = Vec::new();
         for _ in 0..10 {
-            now = announcer.poll_timeout().expect("there is always one more");
+            let now = announcer.poll_timeout().expect("there is always one more");
             let sent = confirm(now, &mut announcer);
             assert_eq!(sent.len(), 1);
             assert_eq!(sent[0].1, Announce { complete: true, ..Announce::default() });

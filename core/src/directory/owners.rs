@@ -53,6 +53,20 @@ pub(super) struct Rank {
     peer: PeerId,
 }
 
+/// A member that may come to own keys.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Candidate {
+    hash: u64,
+    peer: PeerId,
+}
+
+impl Candidate {
+    /// Its claim to a key.
+    pub(super) fn rank(&self, key: &Key) -> Rank {
+        Rank { score: score(self.hash, key), peer: self.peer }
+    }
+}
+
 /// The owners of one key, best first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Owners([Option<Rank>; OWNERS]);
@@ -61,6 +75,10 @@ impl Owners {
     /// Lets a member compete, and names whom there is no room for: a former owner, the
     /// member itself, or nobody.
     pub(super) fn offer(&mut self, rank: Rank) -> Option<PeerId> {
+        // Most members are not among the owners of most keys.
+        if Some(rank) < self.0[OWNERS - 1] {
+            return Some(rank.peer);
+        }
         let mut carried = Some(rank);
         for place in &mut self.0 {
             if carried > *place {
@@ -88,8 +106,7 @@ struct Member {
 #[derive(Debug)]
 struct Departed {
     at: Instant,
-    peer: PeerId,
-    hash: u64,
+    member: Candidate,
 }
 
 /// The live members as this node sees them, itself among them. Membership bounds how many.
@@ -113,7 +130,7 @@ impl Roster {
 
     /// Takes in a member; `false` if it was there (its zone may have changed all the same).
     pub(super) fn up(&mut self, peer: PeerId, zone: Option<Zone>) -> bool {
-        self.departed.retain(|departed| departed.peer != peer);
+        self.departed.retain(|departed| departed.member.peer != peer);
         self.live.insert(peer, Member { hash: member_hash(&peer), zone }).is_none()
     }
 
@@ -124,7 +141,7 @@ impl Roster {
         if self.departed.len() == DEPARTED_MAX {
             self.departed.pop_front();
         }
-        self.departed.push_back(Departed { at: now, peer, hash: member.hash });
+        self.departed.push_back(Departed { at: now, member: Candidate { hash: member.hash, peer } });
         true
     }
 
@@ -141,15 +158,15 @@ impl Roster {
         self.live.get(peer).and_then(|member| member.zone.as_ref())
     }
 
-    /// The claim of a live member to a key.
-    pub(super) fn rank(&self, peer: PeerId, key: &Key) -> Option<Rank> {
-        self.live.get(&peer).map(|member| Rank { score: score(member.hash, key), peer })
+    /// A live member, to be ranked for many keys.
+    pub(super) fn candidate(&self, peer: PeerId) -> Option<Candidate> {
+        self.live.get(&peer).map(|member| Candidate { hash: member.hash, peer })
     }
 
     pub(super) fn owners(&self, key: &Key) -> Owners {
         let mut owners = Owners::default();
         for (peer, member) in &self.live {
-            let _left_out = owners.offer(Rank { score: score(member.hash, key), peer: *peer });
+            let _left_out = owners.offer(Candidate { hash: member.hash, peer: *peer }.rank(key));
         }
         owners
     }
@@ -159,7 +176,7 @@ impl Roster {
     pub(super) fn owned_before_departures(&self, now: Instant, key: &Key) -> bool {
         let mut owners = self.owners(key);
         for departed in self.departed.iter().filter(|departed| is_recent(departed, now)) {
-            let _left_out = owners.offer(Rank { score: score(departed.hash, key), peer: departed.peer });
+            let _left_out = owners.offer(departed.member.rank(key));
         }
         owners.contains(&self.me)
     }
@@ -261,10 +278,10 @@ mod tests {
         let mut kept: Vec<Owners> = (0..200).map(|number| roster.owners(&key(number))).collect();
         for number in 1..40 {
             roster.up(peer(number), None);
+            let candidate = roster.candidate(peer(number)).expect("it is live");
             for (at, kept) in kept.iter_mut().enumerate() {
                 let before = kept.clone();
-                let rank = roster.rank(peer(number), &key(at)).expect("it is live");
-                let left_out = kept.offer(rank);
+                let left_out = kept.offer(candidate.rank(&key(at)));
                 assert_eq!(*kept, roster.owners(&key(at)));
                 match left_out {
                     None => assert!(before.iter().count() < OWNERS),

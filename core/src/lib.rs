@@ -34,6 +34,7 @@ pub mod oci;
 
 pub use crate::{
     config::Config,
+    directory::DirectoryReport,
     filter::{FilterError, Filters},
     input::{
         BootstrapAddr, FetchError, Input, Inspection, ListedContent, ListedImage, Listing, ManifestRead,
@@ -41,6 +42,7 @@ pub use crate::{
     },
     inventory::{InventoryReport, QuarantinedImage, RegistryCounts},
     key::Key,
+    message::{Announce, Fingerprint, MESSAGE_SIZE_MAX, MessageError, Reply, Request},
     node::Node,
     output::{Notice, Output, RefuseReason, Wake},
     peer::{Member, PeerId, PeerIdError, Zone},

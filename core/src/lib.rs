@@ -35,6 +35,7 @@ pub mod oci;
 pub use crate::{
     config::Config,
     filter::{FilterError, Filters},
+    health::{BreakerState, PeerReport},
     input::{
         BootstrapAddr, FetchError, Input, Inspection, ListedContent, ListedImage, Listing, ManifestRead,
         PullKind,

@@ -6,10 +6,10 @@
 //! forwarded body ends (completely or truncated), or the client leaves. Events of pulls and
 //! attempts that are over are ignored, so the shell need not care about races.
 
-mod pull;
-mod rates;
 #[cfg(test)]
 mod property;
+mod pull;
+mod rates;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -180,7 +180,6 @@ impl Fetch {
     }
 
     /// See [`crate::Input::FetchProgressed`].
-    #[expect(clippy::too_many_arguments, reason = "the fields of one input")]
     pub(crate) fn on_progressed(
         &mut self,
         now: Instant,

@@ -207,8 +207,7 @@ impl Pull {
         let Phase::Searching(search) = &mut self.phase else { return };
         search.looking_up = false;
         if none && self.holders.is_empty() {
-            let reason =
-                if definitive { RefuseReason::NobodyHasIt } else { RefuseReason::LookupUnanswered };
+            let reason = if definitive { RefuseReason::NobodyHasIt } else { RefuseReason::LookupUnanswered };
             return self.end(cx, reason);
         }
         if self.attempts.is_empty() {
@@ -412,7 +411,8 @@ impl Pull {
         }
         let remaining = self.total.map_or(0, |total| total.saturating_sub(self.given));
         let worth = remaining > rate.saturating_mul(MOVE_WORTH.as_secs());
-        if measured.peer_bound && worth && !self.holders[index].left_slow && self.has_faster(cx, index, rate) {
+        if measured.peer_bound && worth && !self.holders[index].left_slow && self.has_faster(cx, index, rate)
+        {
             self.holders[index].left_slow = true;
             cx.order(Output::CancelFetch { pull: self.id, attempt: id });
             self.leave(cx, Some(Failure::TooSlow), "slow");

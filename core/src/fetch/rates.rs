@@ -1,9 +1,6 @@
 //! How fast bytes lately came, and whether that was the peer's doing or the client's.
 
-use std::{
-    collections::VecDeque,
-    time::Duration,
-};
+use std::{collections::VecDeque, time::Duration};
 
 /// How far back the measurement reaches. Shorter and the bursts of TCP look like a broken link;
 /// longer and a link that breaks in mid-layer is found out that much later.

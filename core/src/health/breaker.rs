@@ -209,7 +209,9 @@ impl Breaker {
         }
         let duration = match self.wrong {
             0 | 1 => WRONG_FIRST,
-            more => WRONG_AGAIN.saturating_mul(1_u32.checked_shl(more - 2).unwrap_or(u32::MAX)).min(WRONG_MAX),
+            more => {
+                WRONG_AGAIN.saturating_mul(1_u32.checked_shl(more - 2).unwrap_or(u32::MAX)).min(WRONG_MAX)
+            }
         };
         self.failures = self.failures.saturating_add(1);
         self.open(now, duration, "wrong_content")

@@ -14,11 +14,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use self::breaker::BreakerState;
 use self::{
     breaker::{Breaker, Change, Standing},
     latency::Latency,
 };
-pub use self::breaker::BreakerState;
 use crate::{FetchError, Notice, PeerId, oci::Digest, rng::Rng};
 
 /// Most peers remembered; beyond, the one not used for longest is forgotten. Less than the size

@@ -6,6 +6,7 @@
 //! forwarded body ends (completely or truncated), or the client leaves. Events of pulls and
 //! attempts that are over are ignored, so the shell need not care about races.
 
+mod holder;
 #[cfg(test)]
 mod property;
 mod pull;

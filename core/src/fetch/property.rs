@@ -19,7 +19,7 @@ enum Step {
     Progress { bytes: u64, starved_ms: u64 },
     Complete,
     Abandon,
-    PeerDown(u8),
+    PeerDown { number: u8, forgotten: bool },
     Appeared,
 }
 
@@ -116,9 +116,11 @@ impl World {
                     self.pulls.remove(&id);
                 }
             }
-            Step::PeerDown(number) => {
+            Step::PeerDown { number, forgotten } => {
                 self.fetch.on_peer_down(now, &peer(number), health);
-                health.on_member_down(&peer(number));
+                if forgotten {
+                    health.on_member_down(&peer(number));
+                }
             }
             Step::Appeared => self.fetch.on_content_appeared(now, &Digest::sha256_of(b"x"), health),
         }
@@ -228,7 +230,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(bytes, starved_ms)| Step::Progress { bytes, starved_ms }),
         1 => Just(Step::Complete),
         1 => Just(Step::Abandon),
-        1 => (0..12_u8).prop_map(Step::PeerDown),
+        1 => (0..12_u8, any::<bool>()).prop_map(|(number, forgotten)| Step::PeerDown { number, forgotten }),
         1 => Just(Step::Appeared),
     ]
 }
@@ -254,6 +256,11 @@ fn run(seed: u64, steps: &[(u64, usize, Step)]) -> Vec<String> {
     assert_eq!((world.fetch.in_flight(), world.fetch.poll_timeout()), (0, None));
     world.fetch.handle_timeout(end, &mut world.health);
     assert_eq!(world.fetch.poll_event(), None);
+    let later = end + Duration::from_secs(24 * 3600);
+    for report in world.health.report(later) {
+        assert_eq!(report.in_flight, 0, "every launch is released");
+        assert!(world.health.rank(later, &report.peer, true).is_some(), "nobody is shunned for ever");
+    }
     world.trace
 }
 

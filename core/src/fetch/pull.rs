@@ -8,10 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Candidate, Context, Event, rates::Rates};
+use super::{
+    Candidate, Context, Event,
+    holder::Holder,
+    rates::{Measured, Rates, WINDOW},
+};
 use crate::{
     AttemptId, FetchError, Key, Notice, Output, PeerId, PullId, PullKind, RefuseReason,
-    health::{Failure, Rank, THROUGHPUT_FLOOR},
+    health::{Failure, THROUGHPUT_FLOOR},
     oci::Digest,
     output::soonest,
 };
@@ -58,13 +62,13 @@ pub(crate) const MOVE_WORTH: Duration = Duration::from_secs(1);
 /// something; less is dominated by latency.
 const RATE_SAMPLE_MIN: u64 = 1024 * 1024;
 
-/// Most holders kept of one lookup, and of a whole pull. Fewer and a pull of a long layer runs
-/// out of holders to go on with; more than a pull can ever try is useless.
+/// Most holders taken from one lookup. Fewer and a key with some dead holders looks like one that
+/// nobody has; more than a pull can try is useless.
 pub(crate) const CANDIDATES_MAX: usize = 16;
-pub(crate) const HOLDERS_MAX: usize = 32;
 
-/// Most addresses tried of one holder, as many as a member record has.
-pub(crate) const ADDRS_MAX: usize = 8;
+/// Most holders kept of one pull, whatever later lookups find. Fewer and a long layer runs out of
+/// holders to go on with; more only costs memory.
+pub(crate) const HOLDERS_MAX: usize = 32;
 
 /// Most lookups in mid-body. Fewer and a layer of many gigabytes cannot outlive its first
 /// holders; more and a pull that goes badly keeps the directory busy.
@@ -135,25 +139,6 @@ struct Attempt {
     probe: bool,
 }
 
-#[derive(Debug)]
-struct Holder {
-    peer: PeerId,
-    /// In the order they are tried.
-    addrs: Vec<SocketAddr>,
-    addrs_tried: usize,
-    same_zone: bool,
-    /// Decides between equals, so that not every pull begins with the same peer.
-    tie: u64,
-    /// Not asked again for this pull.
-    failed: bool,
-    /// Broke off in mid-body once; a second time is final.
-    interrupted: bool,
-    /// Left for being slow once; not left for that again.
-    left_slow: bool,
-    /// Bytes of it went to the client.
-    delivered: bool,
-}
-
 impl Pull {
     pub(super) fn new(
         now: Instant,
@@ -220,26 +205,12 @@ impl Pull {
 
     fn merge(&mut self, cx: &mut Context<'_>, candidates: Vec<Candidate>) {
         for candidate in candidates.into_iter().take(CANDIDATES_MAX) {
-            let Candidate { peer, mut addrs, same_zone } = candidate;
+            let peer = candidate.peer;
             let excluded = self.digest.is_some_and(|digest| cx.verify.is_excluded(cx.now, &digest, &peer));
             if excluded || peer == cx.own || self.knows(&peer) || self.holders.len() >= HOLDERS_MAX {
                 continue;
             }
-            addrs.truncate(ADDRS_MAX);
-            if addrs.is_empty() {
-                continue;
-            }
-            self.holders.push(Holder {
-                peer,
-                addrs,
-                addrs_tried: 0,
-                same_zone,
-                tie: cx.rng.number(),
-                failed: false,
-                interrupted: false,
-                left_slow: false,
-                delivered: false,
-            });
+            self.holders.extend(Holder::new(candidate, cx.rng));
         }
     }
 
@@ -277,12 +248,11 @@ impl Pull {
     fn next(&self, cx: &Context<'_>) -> Option<usize> {
         let asked = |index: usize| self.attempts.values().any(|attempt| attempt.holder == index);
         let usable = |(_, holder): &(usize, &Holder)| !holder.failed;
-        let rank = |(index, holder): (usize, &Holder)| Some((holder.rank(cx)?, index));
+        let rank = |(index, holder): (usize, &Holder)| Some((holder.rank(cx.now, cx.health)?, index));
         let holders = self.holders.iter().enumerate().filter(usable);
         let best = holders.clone().filter(|(index, _)| !asked(*index)).filter_map(rank).min();
-        let further = |(index, holder): (usize, &Holder)| {
-            (asked(index) && holder.addrs_tried < holder.addrs.len()).then_some(index)
-        };
+        let further =
+            |(index, holder): (usize, &Holder)| (asked(index) && holder.has_next_addr()).then_some(index);
         best.map(|(_, index)| index).or_else(|| holders.clone().find_map(further))
     }
 
@@ -292,12 +262,7 @@ impl Pull {
         search.hedge_at = (search.asked <= cx.retries).then(|| cx.now + cx.health.hedge_delay());
         let holder = &mut self.holders[index];
         if !self.attempts.values().any(|attempt| attempt.holder == index) {
-            holder.addrs_tried = 0;
-            if let Some(known) = cx.health.addr(&holder.peer)
-                && let Some(position) = holder.addrs.iter().position(|addr| *addr == known)
-            {
-                holder.addrs[..=position].rotate_right(1);
-            }
+            holder.start_over(cx.health.addr(&holder.peer));
         }
         let probe = cx.health.on_launched(cx.now, holder.peer);
         self.launch(cx, index, probe);
@@ -306,8 +271,7 @@ impl Pull {
     /// Asks the next address of a holder.
     fn launch(&mut self, cx: &mut Context<'_>, index: usize, probe: bool) {
         let holder = &mut self.holders[index];
-        let addr = holder.addrs[holder.addrs_tried];
-        holder.addrs_tried += 1;
+        let Some(addr) = holder.next_addr() else { return };
         let id = AttemptId(self.launched);
         self.launched += 1;
         self.attempts.insert(id, Attempt { holder: index, addr, launched_at: cx.now, probe });
@@ -372,7 +336,7 @@ impl Pull {
         let elsewhere = self.attempts.values().any(|other| other.holder == index);
         let holder = &mut self.holders[index];
         let connect = cause == FetchError::Connect;
-        if connect && holder.addrs_tried < holder.addrs.len() && self.launched < LAUNCHES_MAX {
+        if connect && !holder.failed && holder.has_next_addr() && self.launched < LAUNCHES_MAX {
             return self.launch(cx, index, attempt.probe);
         }
         if !(connect && elsewhere) {
@@ -405,7 +369,7 @@ impl Pull {
         let Some(measured) = flow.rates.measured() else { return };
         let rate = measured.rate();
         let peer = self.holders[index].peer;
-        if cx.now.saturating_duration_since(flow.rate_noted_at) >= super::rates::WINDOW {
+        if cx.now.saturating_duration_since(flow.rate_noted_at) >= WINDOW {
             flow.rate_noted_at = cx.now;
             note_rate(cx, peer, measured);
         }
@@ -414,6 +378,8 @@ impl Pull {
         if measured.peer_bound && worth && !self.holders[index].left_slow && self.has_faster(cx, index, rate)
         {
             self.holders[index].left_slow = true;
+            // So that the next pull does not begin there.
+            note_rate(cx, peer, measured);
             cx.order(Output::CancelFetch { pull: self.id, attempt: id });
             self.leave(cx, Some(Failure::TooSlow), "slow");
         }
@@ -594,17 +560,8 @@ impl Search {
     }
 }
 
-impl Holder {
-    /// Who was already found wanting in this pull comes after the others, but before a peer that
-    /// is shunned and due for a probe.
-    fn rank(&self, cx: &Context<'_>) -> Option<(bool, bool, Rank, u64)> {
-        let rank = cx.health.rank(cx.now, &self.peer, self.same_zone)?;
-        Some((rank.probe, self.interrupted || self.left_slow, rank, self.tie))
-    }
-}
-
 /// Tells what a peer's speed was; if the client was the slower side, that is only a lower bound.
-fn note_rate(cx: &mut Context<'_>, peer: PeerId, measured: super::rates::Measured) {
+fn note_rate(cx: &mut Context<'_>, peer: PeerId, measured: Measured) {
     let known = cx.health.throughput(cx.now, &peer);
     if measured.peer_bound || known.is_none_or(|known| measured.rate() > known) {
         cx.health.on_throughput(cx.now, peer, measured.bytes, measured.elapsed);

@@ -485,6 +485,10 @@ fn link_that_slows_down_in_mid_layer_is_left_within_three_seconds() {
     assert!(matches!(events[1], Event::Output(Output::Fetch { skip, .. }) if skip == given));
     node.answer(1, 1, BLOB - given);
     assert_eq!(node.drain()[1], resumed(1, left, "slow", given));
+    for pull in 2..10 {
+        node.pull(pull, PullKind::Manifest, &[1, 2]);
+        assert_ne!(node.fetches()[0].peer, left, "the next pull does not begin there");
+    }
 }
 
 #[test]
@@ -527,6 +531,21 @@ fn two_slow_holders_do_not_hand_a_pull_to_and_fro() {
     assert_eq!(node.drain(), [], "the last one standing is kept");
     node.fail(1, 1, FetchError::Malformed);
     assert_eq!(node.fetches().len(), 1, "the one left for slowness is better than none");
+}
+
+#[test]
+fn holder_is_left_for_slowness_only_once() {
+    let mut node = Node::new();
+    let slow = THROUGHPUT_FLOOR / 20;
+    node.flow(1, &[1, 2]);
+    node.progress_for(1, 0, slow, REPORT_INTERVAL, 10);
+    node.fail(1, 1, FetchError::NotFound);
+    node.drain();
+    node.answer(1, 2, BLOB - slow * 10);
+    node.holders(1, vec![candidate(3)]);
+    node.drain();
+    node.progress_for(1, 2, slow, REPORT_INTERVAL, 100);
+    assert_eq!(node.drain(), []);
 }
 
 #[test]

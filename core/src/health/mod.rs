@@ -16,7 +16,7 @@ use std::{
 
 pub use self::breaker::BreakerState;
 use self::{
-    breaker::{Breaker, Change, Standing},
+    breaker::{Breaker, Change, Standing, UNANSWERED_MAX},
     latency::Latency,
 };
 use crate::{FetchError, Notice, PeerId, oci::Digest, rng::Rng};
@@ -44,6 +44,15 @@ const MEASURE_TTL: Duration = Duration::from_secs(60);
 /// two minutes, slower than about any registry. Higher and nodes with honest slow links lose
 /// their mirror; lower and a broken link holds pulls up.
 pub(crate) const THROUGHPUT_FLOOR: u64 = 256 * 1024;
+
+/// An answer that takes this many times as long as the last one is counted as missing. Fewer and
+/// a peer that is merely slower than the others is shunned; more and one that died is asked again
+/// and again as long as others answer quickly.
+const LATE_TIMES: u32 = 4;
+
+/// A throughput this many times lower than before is believed at once, not averaged. Fewer and one
+/// bad second outweighs a good minute; more and a broken link looks fast for seconds.
+const DROP_TIMES: u64 = 4;
 
 /// What went wrong with a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +100,8 @@ struct Peer {
     in_flight: u32,
     latency: Latency,
     latency_at: Instant,
+    /// How long its last answer took; other than `latency`, without those that never came.
+    answered_in: Duration,
     throughput: Option<(Instant, u64)>,
     breaker: Breaker,
     /// The address that answered last.
@@ -180,6 +191,7 @@ impl Health {
         let known = remembered(&mut self.peers, now, peer);
         known.latency.answered(first_byte);
         known.latency_at = now;
+        known.answered_in = first_byte;
         known.addr = Some(addr);
         let change = known.breaker.on_answered();
         self.note(peer, change);
@@ -196,6 +208,10 @@ impl Health {
         let known = remembered(&mut self.peers, now, peer);
         known.latency.unanswered(waited);
         known.latency_at = now;
+        // To be outrun by quicker peers is no failure, unless it took far longer than usual.
+        if waited < known.answered_in.saturating_mul(LATE_TIMES).min(UNANSWERED_MAX) {
+            return;
+        }
         let change = known.breaker.on_unanswered(now, waited, &mut self.rng);
         self.note(peer, change);
     }
@@ -212,8 +228,10 @@ impl Health {
         let nanos = elapsed.as_nanos().max(1);
         let rate = u64::try_from(u128::from(bytes) * 1_000_000_000 / nanos).unwrap_or(u64::MAX);
         let recent = self.throughput(now, &peer);
-        // Halving the past: a link that broke must show within a second or two.
-        let rate = recent.map_or(rate, |past| past / 2 + rate / 2);
+        // What is much lower is no fluctuation: a link that broke must show at once, or the next
+        // pull begins there.
+        let steady = recent.filter(|past| rate >= past / DROP_TIMES);
+        let rate = steady.map_or(rate, |past| past / 2 + rate / 2);
         remembered(&mut self.peers, now, peer).throughput = Some((now, rate));
     }
 
@@ -291,6 +309,7 @@ impl Peer {
             in_flight: 0,
             latency: Latency::default(),
             latency_at: now,
+            answered_in: Duration::ZERO,
             throughput: None,
             breaker: Breaker::default(),
             addr: None,

@@ -169,6 +169,27 @@ fn unanswered_requests_open_the_breaker_at_once_if_long_and_by_number_if_short()
 }
 
 #[test]
+fn peer_that_is_only_slower_than_others_is_not_shunned_for_losing_races() {
+    let now = test_time::start();
+    let mut health = Health::new(1);
+    for _ in 0..100 {
+        health.on_answered(now, peer(2), addr(2), MS);
+    }
+    health.on_answered(now, peer(1), addr(1), MS * 30);
+    let mut at = now;
+    for _ in 0..50 {
+        health.on_unanswered(at, peer(1), MS * 119);
+        at += SAME_MOMENT;
+    }
+    assert!(health.rank(at, &peer(1), true).is_some());
+    for _ in 0..3 {
+        health.on_unanswered(at, peer(1), HEDGE_MAX);
+        at += SAME_MOMENT;
+    }
+    assert_eq!(health.rank(at, &peer(1), true), None);
+}
+
+#[test]
 fn wrong_content_shuns_for_long_and_longer_the_second_time() {
     let now = test_time::start();
     let mut health = Health::new(1);
@@ -235,8 +256,10 @@ fn throughput_follows_a_broken_link_quickly() {
     let second = Duration::from_secs(1);
     assert_eq!(health.throughput(now, &peer(1)), None);
     health.on_throughput(now, peer(1), 1000, second);
-    health.on_throughput(now, peer(1), 0, second);
-    assert_eq!(health.throughput(now, &peer(1)), Some(500));
+    health.on_throughput(now, peer(1), 250, second);
+    assert_eq!(health.throughput(now, &peer(1)), Some(625));
+    health.on_throughput(now, peer(1), 100, second);
+    assert_eq!(health.throughput(now, &peer(1)), Some(100));
     health.on_throughput(now, peer(1), u64::MAX, Duration::ZERO);
     assert!(health.throughput(now, &peer(1)) > Some(u64::MAX / 4));
     assert_eq!(health.throughput(now + MEASURE_TTL, &peer(1)), None);

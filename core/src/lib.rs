@@ -36,6 +36,7 @@ pub use crate::{
     config::Config,
     directory::DirectoryReport,
     filter::{FilterError, Filters},
+    health::{BreakerState, PeerReport},
     input::{
         BootstrapAddr, FetchError, Input, Inspection, ListedContent, ListedImage, Listing, ManifestRead,
         PullKind,

@@ -1,0 +1,73 @@
+//! A holder within one pull: its addresses, and what the pull has seen of it.
+
+use std::{net::SocketAddr, time::Instant};
+
+use super::Candidate;
+use crate::{
+    Member, PeerId,
+    health::{Health, Rank},
+    rng::Rng,
+};
+
+#[derive(Debug)]
+pub(super) struct Holder {
+    pub(super) peer: PeerId,
+    /// In the order they are tried.
+    addrs: Vec<SocketAddr>,
+    addrs_tried: usize,
+    pub(super) same_zone: bool,
+    /// Decides between equals, so that not every pull begins with the same peer.
+    tie: u64,
+    /// Not asked again for this pull.
+    pub(super) failed: bool,
+    /// Broke off in mid-body once; a second time is final.
+    pub(super) interrupted: bool,
+    /// Left for being slow once; not left for that again.
+    pub(super) left_slow: bool,
+    /// Bytes of it went to the client.
+    pub(super) delivered: bool,
+}
+
+impl Holder {
+    /// `None` if it has no address.
+    pub(super) fn new(candidate: Candidate, rng: &mut Rng) -> Option<Self> {
+        let Candidate { peer, mut addrs, same_zone } = candidate;
+        addrs.truncate(Member::ADDRS_MAX);
+        (!addrs.is_empty()).then(|| Self {
+            peer,
+            addrs,
+            addrs_tried: 0,
+            same_zone,
+            tie: rng.number(),
+            failed: false,
+            interrupted: false,
+            left_slow: false,
+            delivered: false,
+        })
+    }
+
+    /// Tries its addresses from the beginning, with one that is known to work first.
+    pub(super) fn start_over(&mut self, known: Option<SocketAddr>) {
+        self.addrs_tried = 0;
+        if let Some(position) = self.addrs.iter().position(|addr| Some(*addr) == known) {
+            self.addrs[..=position].rotate_right(1);
+        }
+    }
+
+    pub(super) fn has_next_addr(&self) -> bool {
+        self.addrs_tried < self.addrs.len()
+    }
+
+    pub(super) fn next_addr(&mut self) -> Option<SocketAddr> {
+        let addr = self.addrs.get(self.addrs_tried).copied();
+        self.addrs_tried += usize::from(addr.is_some());
+        addr
+    }
+
+    /// Who was already found wanting in this pull comes after the others, but before a peer that
+    /// is shunned and due for a probe.
+    pub(super) fn rank(&self, now: Instant, health: &Health) -> Option<(bool, bool, Rank, u64)> {
+        let rank = health.rank(now, &self.peer, self.same_zone)?;
+        Some((rank.probe, self.interrupted || self.left_slow, rank, self.tie))
+    }
+}

@@ -127,7 +127,8 @@ fn read(path: &Path) -> Result<Option<[u8; 32]>, IdentityError> {
     let begin = text.find("-----BEGIN ").ok_or_else(|| invalid("the file is not PEM text".into()))?;
     // Like Go, pass over what stands before and after the block.
     let block = &text[begin..];
-    let end = block.find("-----END ").and_then(|at| Some(at + block[at..].find('\n').unwrap_or(block[at..].len())));
+    let end =
+        block.find("-----END ").and_then(|at| Some(at + block[at..].find('\n').unwrap_or(block[at..].len())));
     let block = end.map_or(block, |end| &block[..end]);
     if !block.starts_with("-----BEGIN PRIVATE KEY-----") {
         return Err(invalid("expected a PEM block of type PRIVATE KEY".into()));
@@ -143,18 +144,15 @@ fn write(data_dir: &Path, path: &Path, seed: &[u8; 32]) -> Result<bool, Identity
         let path = path.to_owned();
         move |source| IdentityError::Io { action, path, source }
     };
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(data_dir)
-        .map_err(failed("create", data_dir))?;
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(data_dir).map_err(failed("create", data_dir))?;
     let pem = KeypairBytes { secret_key: *seed, public_key: None }
         .to_pkcs8_pem(LineEnding::LF)
         .expect("an Ed25519 key always has a PKCS#8 encoding");
 
     // Two processes that start at once write under different names: the key's own.
     let public = SigningKey::from_bytes(seed).verifying_key().to_bytes();
-    let name = format!(".{FILE_NAME}.{:08x}", u32::from_be_bytes([public[0], public[1], public[2], public[3]]));
+    let name =
+        format!(".{FILE_NAME}.{:08x}", u32::from_be_bytes([public[0], public[1], public[2], public[3]]));
     let draft = data_dir.join(name);
     let mut file = fs::OpenOptions::new()
         .write(true)

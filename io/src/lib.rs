@@ -5,4 +5,6 @@
 pub mod clock;
 pub mod control;
 pub mod identity;
+pub mod listen;
 pub mod net;
+pub mod resolve;

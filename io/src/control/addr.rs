@@ -1,7 +1,7 @@
 //! Between the addresses of libp2p and those of the kernel. Pure parsing, called by the control
 //! adapter and the bootstrap resolvers.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use libp2p::{Multiaddr, multiaddr::Protocol};
 use spegel_core::{BootstrapAddr, PeerId};
@@ -55,27 +55,6 @@ pub(crate) fn parse_bootstrap_addr(text: &str, default_port: u16) -> Result<Boot
     Ok(BootstrapAddr { addr: SocketAddr::new(ip, port), peer })
 }
 
-/// Reads `HOST:PORT` of an address to listen on. An empty host is both families.
-///
-/// # Errors
-///
-/// What was expected, in words.
-pub fn parse_listen_addrs(text: &str) -> Result<Vec<SocketAddr>, String> {
-    if let Ok(addr) = text.parse() {
-        return Ok(vec![addr]);
-    }
-    let port = text.strip_prefix(':').and_then(|port| port.parse::<u16>().ok());
-    match port {
-        Some(port) => Ok(vec![
-            SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
-            SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
-        ]),
-        None => {
-            Err(format!("{text:?} is not an address to listen on: expected :PORT, IPv4:PORT or [IPv6]:PORT"))
-        }
-    }
-}
-
 /// The peer in libp2p's words.
 pub(crate) fn to_libp2p_peer(peer: PeerId) -> libp2p::PeerId {
     libp2p::PeerId::from_bytes(&peer.to_multihash()).expect("the multihash of an Ed25519 key is a peer ID")
@@ -122,19 +101,6 @@ mod tests {
             rsa,
         ] {
             assert!(parse_bootstrap_addr(text, 5001).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn listen_addresses() {
-        let parse = |text: &str| {
-            parse_listen_addrs(text).map(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>())
-        };
-        assert_eq!(parse(":5001"), Ok(vec!["[::]:5001".into(), "0.0.0.0:5001".into()]));
-        assert_eq!(parse("10.0.0.1:5001"), Ok(vec!["10.0.0.1:5001".into()]));
-        assert_eq!(parse("[::1]:5001"), Ok(vec!["[::1]:5001".into()]));
-        for text in ["", ":", "5001", "localhost:5001", ":70000", "10.0.0.1"] {
-            assert!(parse(text).is_err(), "{text}");
         }
     }
 }

@@ -19,13 +19,12 @@ mod worker;
 use std::{io, net::SocketAddr};
 
 use libp2p::identity::Keypair;
-use socket2::{Domain, Protocol, Socket, Type};
 use spegel_core::{Input, Output};
 use tokio::sync::{mpsc, watch};
 
-pub(crate) use addr::parse_bootstrap_addr;
-pub use addr::parse_listen_addrs;
+pub(crate) use addr::{parse_bootstrap_addr, to_multiaddr};
 
+use crate::listen;
 use worker::Worker;
 
 /// What the adapter must be told before it starts.
@@ -33,7 +32,7 @@ use worker::Worker;
 pub struct ControlSettings {
     /// Who this node is.
     pub keypair: Keypair,
-    /// Where to listen; see [`parse_listen_addrs`]. Of an unspecified address all of the host's
+    /// Where to listen; see [`listen::parse`]. Of an unspecified address all of the host's
     /// addresses are reported, except loopback and link-local ones; an explicit address is
     /// reported as it is.
     pub listen: Vec<SocketAddr>,
@@ -116,7 +115,7 @@ pub fn spawn(settings: ControlSettings, inputs: mpsc::Sender<Input>) -> Result<C
     let mut sockets = 0;
     for addr in &settings.listen {
         let bound = probe(*addr).and_then(|()| {
-            swarm.listen_on(addr::to_multiaddr(*addr)).map(drop).map_err(|error| match error {
+            swarm.listen_on(to_multiaddr(*addr)).map(drop).map_err(|error| match error {
                 libp2p::TransportError::Other(error) => innermost(error),
                 libp2p::TransportError::MultiaddrNotSupported(_) => io::ErrorKind::Unsupported.into(),
             })
@@ -126,9 +125,7 @@ pub fn spawn(settings: ControlSettings, inputs: mpsc::Sender<Input>) -> Result<C
             Err(source) if source.kind() == io::ErrorKind::AddrInUse => {
                 return Err(ControlError::InUse { addr: *addr });
             }
-            Err(source) if addr.ip().is_unspecified() && lacks_family(&source) => {
-                lacking = Some((*addr, source))
-            }
+            Err(source) if listen::lacks_family(*addr, &source) => lacking = Some((*addr, source)),
             Err(source) => return Err(ControlError::Listen { addr: *addr, source }),
         }
     }
@@ -148,20 +145,7 @@ fn probe(addr: SocketAddr) -> io::Result<()> {
     if addr.port() == 0 {
         return Ok(());
     }
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
-    if addr.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    // Connections of an earlier life that linger in TIME_WAIT are no obstacle.
-    socket.set_reuse_address(true)?;
-    socket.bind(&addr.into())
-}
-
-fn lacks_family(error: &io::Error) -> bool {
-    /// `EAFNOSUPPORT` on Linux; the standard library has no name for it.
-    const FAMILY_NOT_SUPPORTED: i32 = 97;
-    error.raw_os_error() == Some(FAMILY_NOT_SUPPORTED)
-        || matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported)
+    listen::socket(addr).map(drop)
 }
 
 /// libp2p wraps the system's errors several times over; the kind is that of the innermost.

@@ -287,7 +287,7 @@ async fn port_in_use_is_said_at_start() {
 async fn both_families_listen_on_one_port_and_loopback_is_not_reported() {
     let (sender, mut inputs) = mpsc::channel(8);
     let port = dead_addr().port();
-    let listen = parse_listen_addrs(&format!(":{port}")).unwrap();
+    let listen = listen::parse(&format!(":{port}")).unwrap();
     let _handle = spawn(ControlSettings { keypair: Keypair::generate_ed25519(), listen }, sender).unwrap();
     let Some(Input::ListenAddrsChanged { addrs }) = inputs.recv().await else { panic!() };
     assert!(addrs.iter().all(|ip| !ip.is_loopback()), "{addrs:?}");

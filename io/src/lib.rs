@@ -4,6 +4,7 @@
 
 pub mod clock;
 pub mod control;
+pub mod hosts_toml;
 pub mod identity;
 pub mod listen;
 pub mod net;

@@ -2,5 +2,11 @@
 //! other. They turn the world into inputs and outputs into the world, and hold no policy: no
 //! retry, no timeout value, no choice of peer that the core did not make.
 
+pub mod cleanup;
 pub mod clock;
+pub mod control;
+pub mod hosts_toml;
+pub mod identity;
+pub mod listen;
 pub mod net;
+pub mod resolve;

@@ -1,0 +1,152 @@
+//! The text of `hosts.toml`: writing it, recognising it, and taking over the hosts of another.
+//! Pure. The format is byte for byte that of the Go implementation.
+
+use std::fmt::Write;
+
+use toml_edit::{Document, Item, TableLike, Value};
+
+use super::{BasicAuth, origin::Origin};
+
+/// How long containerd tries to connect to the mirror before it goes on: the mirror is on the same
+/// node. Part of what [`is_ours`] recognises.
+const DIAL_TIMEOUT: &str = "dial_timeout = '200ms'";
+
+const PULL: &str = "capabilities = ['pull']";
+const PULL_AND_RESOLVE: &str = "capabilities = ['pull', 'resolve']";
+
+/// The file for one registry; `None` is all others, which have no one server.
+pub(super) fn render(
+    registry: Option<&Origin>,
+    targets: &[Origin],
+    resolve_tags: bool,
+    auth: Option<&BasicAuth>,
+) -> String {
+    let capabilities = if resolve_tags { PULL_AND_RESOLVE } else { PULL };
+    let mut sections = Vec::new();
+    if let Some(registry) = registry {
+        // Docker Hub's API is not where its images' names say.
+        let server = match registry.to_string() {
+            hub if hub == "https://docker.io" => "https://registry-1.docker.io".to_owned(),
+            other => other,
+        };
+        sections.push(format!("server = '{server}'"));
+    }
+    for target in targets {
+        let mut section = format!("[host.'{target}']\n{capabilities}\n{DIAL_TIMEOUT}");
+        if let Some(auth) = auth {
+            let header = auth.header();
+            let _infallible = write!(section, "\n[host.'{target}'.header]\nAuthorization = '{header}'");
+        }
+        sections.push(section);
+    }
+    sections.join("\n\n")
+}
+
+/// Whether a file was written by this program, in either implementation: it begins with the block
+/// above, which nobody writes by hand in just this way.
+pub(super) fn is_ours(content: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(content) else { return false };
+    let mut lines = text.lines().skip_while(|line| line.is_empty() || is_server(line));
+    let host = lines.next().is_some_and(|line| line.starts_with("[host.'http") && line.ends_with("']"));
+    let capabilities = lines.next().is_some_and(|line| line == PULL || line == PULL_AND_RESOLVE);
+    host && capabilities && lines.next() == Some(DIAL_TIMEOUT)
+}
+
+fn is_server(line: &str) -> bool {
+    line.starts_with("server = 'http") && line.ends_with('\'')
+}
+
+/// The hosts of a foreign file, in their order and our format. Its `server` and what else it says
+/// about the registry itself is for ours to say.
+pub(super) fn kept_hosts(content: &[u8]) -> Result<String, (usize, String)> {
+    let line_at = |offset: usize| 1 + content.iter().take(offset).filter(|byte| **byte == b'\n').count();
+    let text = std::str::from_utf8(content)
+        .map_err(|error| (line_at(error.valid_up_to()), "not UTF-8 text".to_owned()))?;
+    let document = Document::parse(text).map_err(|error| {
+        (line_at(error.span().map_or(0, |span| span.start)), error.message().replace('\n', ", "))
+    })?;
+    let Some(hosts) = document.get("host") else { return Ok(String::new()) };
+    let wrong = |what: &str| (line_at(position(hosts)), format!("{what} is not a table"));
+    let hosts_table = hosts.as_table_like().ok_or_else(|| wrong("host"))?;
+    let mut sections = Vec::new();
+    for (name, host) in hosts_table.iter() {
+        let host = host.as_table_like().ok_or_else(|| wrong(&format!("host {name:?}")))?;
+        write_table(&format!("host.{}", key(name)), host, &mut sections);
+    }
+    Ok(sections.join("\n\n"))
+}
+
+fn position(item: &Item) -> usize {
+    item.span().map_or(0, |span| span.start)
+}
+
+/// Writes a table and those below it, each under its own header.
+fn write_table(path: &str, table: &dyn TableLike, sections: &mut Vec<String>) {
+    let mut entries: Vec<(&str, &Item)> = table.iter().collect();
+    entries.sort_by_key(|(name, _)| *name);
+    let mut section = format!("[{path}]");
+    for (name, item) in &entries {
+        if let Some(value) = item.as_value().filter(|value| !value.is_inline_table()) {
+            let _infallible = write!(section, "\n{} = {}", key(name), text_of(value));
+        } else if let Some(tables) = item.as_array_of_tables() {
+            let tables: Vec<String> = tables.iter().map(|table| inline(table)).collect();
+            let _infallible = write!(section, "\n{} = [{}]", key(name), tables.join(", "));
+        }
+    }
+    sections.push(section);
+    for (name, item) in &entries {
+        if let Some(table) = item.as_table_like() {
+            write_table(&format!("{path}.{}", key(name)), table, sections);
+        }
+    }
+}
+
+fn inline(table: &dyn TableLike) -> String {
+    let mut entries: Vec<(&str, &Item)> = table.iter().collect();
+    entries.sort_by_key(|(name, _)| *name);
+    let entry = |(name, item): &(&str, &Item)| {
+        let value = match (item.as_value(), item.as_table_like()) {
+            (Some(value), _) => text_of(value),
+            (None, Some(table)) => inline(table),
+            (None, None) => "[]".to_owned(),
+        };
+        format!("{} = {value}", key(name))
+    };
+    format!("{{{}}}", entries.iter().map(entry).collect::<Vec<_>>().join(", "))
+}
+
+fn text_of(value: &Value) -> String {
+    match value {
+        Value::String(text) => quoted(text.value()),
+        Value::Array(values) => format!("[{}]", values.iter().map(text_of).collect::<Vec<_>>().join(", ")),
+        Value::InlineTable(table) => inline(table),
+        Value::Integer(number) => number.value().to_string(),
+        Value::Float(_) | Value::Boolean(_) | Value::Datetime(_) => {
+            value.clone().decorated("", "").to_string()
+        }
+    }
+}
+
+fn key(name: &str) -> String {
+    let bare = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if !name.is_empty() && name.chars().all(bare) { name.to_owned() } else { quoted(name) }
+}
+
+/// Single quotes take everything as it is, except themselves and control characters.
+fn quoted(text: &str) -> String {
+    if !text.contains('\'') && !text.chars().any(char::is_control) {
+        return format!("'{text}'");
+    }
+    let mut quoted = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            c if c.is_control() => {
+                let _infallible = write!(quoted, "\\u{:04X}", u32::from(c));
+            }
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}

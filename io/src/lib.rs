@@ -3,4 +3,5 @@
 //! retry, no timeout value, no choice of peer that the core did not make.
 
 pub mod clock;
+pub mod content;
 pub mod net;

@@ -3,5 +3,6 @@
 //! retry, no timeout value, no choice of peer that the core did not make.
 
 pub mod clock;
+pub mod containerd;
 pub mod content;
 pub mod net;

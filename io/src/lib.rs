@@ -4,6 +4,8 @@
 
 pub mod cleanup;
 pub mod clock;
+pub mod containerd;
+pub mod content;
 pub mod control;
 pub mod hosts_toml;
 pub mod identity;

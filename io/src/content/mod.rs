@@ -1,0 +1,344 @@
+//! Reads containerd's content store from its directory: blobs for the registry, manifests for
+//! the core. It never writes there, and never decides what may be served: the registry asks
+//! only for what the core said it serves. [`watch`] tells the core what comes and goes.
+//!
+//! Layout: `<root>/blobs/<algorithm>/<hex>` is complete content, made by a rename out of
+//! `<root>/ingest/<id>/data`. containerd creates `ingest` when it starts and `blobs/<algorithm>`
+//! with the first commit, so a fresh node has no `blobs`.
+
+pub mod watch;
+
+use std::{
+    fs::{self, File},
+    future::Future,
+    io::{self, Read},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use spegel_core::{
+    ManifestRead,
+    oci::{Algorithm, Digest, MANIFEST_SIZE_MAX},
+};
+use tokio::task::spawn_blocking;
+
+/// Content that can be read by its digest.
+pub trait ContentStore: Clone + Send + Sync + 'static {
+    /// What opened content is.
+    type Blob: Blob;
+
+    /// Opens content; an error is a miss. A file whose size is not `size` is an error.
+    fn open(&self, digest: &Digest, size: u64) -> impl Future<Output = io::Result<Self::Blob>> + Send;
+}
+
+/// An open blob: stays readable to its end even if deleted meanwhile.
+pub trait Blob: Send + Sync + 'static {
+    /// Its size in bytes.
+    fn size(&self) -> u64;
+
+    /// Reads up to `length` bytes at `offset`; fewer only at the end; empty = file is shorter
+    /// than it was.
+    fn read_at(&self, offset: u64, length: usize) -> impl Future<Output = io::Result<Bytes>> + Send;
+}
+
+/// The content directory of containerd.
+#[derive(Clone, Debug)]
+pub struct ContentDir {
+    root: Arc<Path>,
+}
+
+/// A file of the content directory.
+#[derive(Clone, Debug)]
+pub struct ContentFile {
+    file: Arc<File>,
+    size: u64,
+}
+
+/// Why a directory can't be containerd's content store.
+#[derive(Debug, thiserror::Error)]
+pub enum ContentPathError {
+    /// It is not there, or may not be read.
+    #[error(
+        "containerd content path {path} cannot be read ({cause}): mount the node's content store there, or name \
+         its place by --containerd-content-path (<root>/io.containerd.content.v1.content, where <root> is `root` \
+         in containerd's configuration)"
+    )]
+    Unreadable {
+        /// The directory.
+        path: PathBuf,
+        /// What went wrong; in the text, hence not a source as well.
+        cause: io::Error,
+    },
+    /// It is some other directory.
+    #[error(
+        "containerd content path {path} holds no content store (neither blobs nor ingest is in it): name the right \
+         place by --containerd-content-path (<root>/io.containerd.content.v1.content, where <root> is `root` in \
+         containerd's configuration)"
+    )]
+    NotAContentStore {
+        /// The directory.
+        path: PathBuf,
+    },
+}
+
+impl ContentDir {
+    /// Names the directory, `<containerd root>/io.containerd.content.v1.content`.
+    #[must_use]
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into().into() }
+    }
+
+    /// Makes sure that the directory looks like a content store.
+    ///
+    /// # Errors
+    ///
+    /// [`ContentPathError`], in words for the operator. A store that is still empty is none:
+    /// containerd has made `ingest` by the time that its socket answers.
+    pub fn check(&self) -> Result<(), ContentPathError> {
+        let unreadable = |cause| ContentPathError::Unreadable { path: self.root.to_path_buf(), cause };
+        // read_dir rather than metadata: a directory that can be seen may still not be readable.
+        for entry in fs::read_dir(&self.root).map_err(unreadable)? {
+            let name = entry.map_err(unreadable)?.file_name();
+            if name == "blobs" || name == "ingest" {
+                return Ok(());
+            }
+        }
+        Err(ContentPathError::NotAContentStore { path: self.root.to_path_buf() })
+    }
+
+    /// Reads a manifest, giving up beyond [`MANIFEST_SIZE_MAX`].
+    pub async fn read_manifest(&self, digest: &Digest) -> ManifestRead {
+        let path = self.path(digest);
+        let read = spawn_blocking(move || read_up_to(&path, MANIFEST_SIZE_MAX)).await;
+        match read.map_err(io::Error::other).and_then(|read| read) {
+            Ok(Some(bytes)) => ManifestRead::Bytes(bytes),
+            Ok(None) => ManifestRead::TooLarge,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => ManifestRead::Absent,
+            Err(error) => ManifestRead::Failed { cause: error.to_string() },
+        }
+    }
+
+    fn path(&self, digest: &Digest) -> PathBuf {
+        algorithm_dir(&self.root, digest.algorithm()).join(digest.hex())
+    }
+}
+
+impl ContentStore for ContentDir {
+    type Blob = ContentFile;
+
+    async fn open(&self, digest: &Digest, size: u64) -> io::Result<ContentFile> {
+        let path = self.path(digest);
+        spawn_blocking(move || {
+            let (file, actual) = open_regular(&path)?;
+            if actual != size {
+                let text = format!("size is {actual} bytes, expected {size}");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+            }
+            Ok(ContentFile { file: Arc::new(file), size })
+        })
+        .await?
+    }
+}
+
+impl Blob for ContentFile {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    async fn read_at(&self, offset: u64, length: usize) -> io::Result<Bytes> {
+        let rest = usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let length = length.min(rest);
+        if length == 0 {
+            return Ok(Bytes::new());
+        }
+        let file = Arc::clone(&self.file);
+        spawn_blocking(move || {
+            let mut buffer = vec![0; length];
+            let filled = fill_at(&file, &mut buffer, offset)?;
+            buffer.truncate(filled);
+            Ok(Bytes::from(buffer))
+        })
+        .await?
+    }
+}
+
+fn algorithm_dir(root: &Path, algorithm: Algorithm) -> PathBuf {
+    root.join("blobs").join(algorithm.as_str())
+}
+
+fn open_regular(path: &Path) -> io::Result<(File, u64)> {
+    let not_regular = || io::Error::new(io::ErrorKind::InvalidData, "not a regular file");
+    // Looked at before it is opened, because opening a FIFO would block a thread for ever; and
+    // again after, because that is the file which is read.
+    if !fs::metadata(path)?.is_file() {
+        return Err(not_regular());
+    }
+    let file = File::open(path)?;
+    let metadata = file.metadata()?;
+    if metadata.is_file() { Ok((file, metadata.len())) } else { Err(not_regular()) }
+}
+
+/// The whole file, or `None` if it is larger than `size_max`.
+fn read_up_to(path: &Path, size_max: u64) -> io::Result<Option<Vec<u8>>> {
+    let (file, size) = open_regular(path)?;
+    if size > size_max {
+        return Ok(None);
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
+    file.take(size).read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
+}
+
+/// Fills `buffer` from `offset` on as far as the file goes, and says how far.
+fn fill_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read_at(&mut buffer[filled..], offset + filled as u64) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use tempfile::TempDir;
+
+    #[tokio::test]
+    async fn blob_is_read_in_pieces_to_its_end() {
+        let (dir, content) = store();
+        let digest = put(&dir, b"0123456789");
+        let blob = content.open(&digest, 10).await.unwrap();
+        assert_eq!(blob.size(), 10);
+        assert_eq!(blob.read_at(0, 4).await.unwrap(), "0123");
+        assert_eq!(blob.read_at(4, 100).await.unwrap(), "456789");
+        assert_eq!(blob.read_at(9, 1).await.unwrap(), "9");
+        assert_eq!(blob.read_at(10, 1).await.unwrap(), "");
+        assert_eq!(blob.read_at(u64::MAX, 1).await.unwrap(), "");
+        assert_eq!(blob.read_at(0, 0).await.unwrap(), "");
+    }
+
+    #[tokio::test]
+    async fn each_algorithm_has_its_directory() {
+        let (dir, content) = store();
+        for algorithm in Algorithm::ALL {
+            let length = match algorithm {
+                Algorithm::Sha256 => 64,
+                Algorithm::Sha384 => 96,
+                Algorithm::Sha512 => 128,
+            };
+            let digest = Digest::from_hex(algorithm, &"0f".repeat(length / 2)).unwrap();
+            let under = dir.path().join("blobs").join(algorithm.as_str());
+            fs::create_dir_all(&under).unwrap();
+            fs::write(under.join(digest.hex()), algorithm.as_str()).unwrap();
+            assert_eq!(
+                content.open(&digest, 6).await.unwrap().read_at(0, 6).await.unwrap(),
+                algorithm.as_str()
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn missing_or_resized_content_is_a_miss() {
+        let (dir, content) = store();
+        let absent = content.open(&Digest::sha256_of(b"absent"), 6).await.unwrap_err();
+        assert_eq!(absent.kind(), io::ErrorKind::NotFound);
+        let digest = put(&dir, b"0123456789");
+        for size in [0, 9, 11, u64::MAX] {
+            assert_eq!(
+                content.open(&digest, size).await.unwrap_err().kind(),
+                io::ErrorKind::InvalidData,
+                "{size}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_a_regular_file_is_a_miss() {
+        let (dir, content) = store();
+        let directory = Digest::sha256_of(b"directory");
+        fs::create_dir_all(path_of(&dir, &directory)).unwrap();
+        assert_eq!(content.open(&directory, 4096).await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+        let socket = Digest::sha256_of(b"socket");
+        let _listener = std::os::unix::net::UnixListener::bind(path_of(&dir, &socket)).unwrap();
+        assert_eq!(content.open(&socket, 0).await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[tokio::test]
+    async fn open_blob_outlives_its_deletion() {
+        let (dir, content) = store();
+        let digest = put(&dir, b"still here");
+        let blob = content.open(&digest, 10).await.unwrap();
+        fs::remove_file(path_of(&dir, &digest)).unwrap();
+        assert_eq!(blob.read_at(0, 10).await.unwrap(), "still here");
+        assert!(content.open(&digest, 10).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn truncated_blob_reads_short_then_empty() {
+        let (dir, content) = store();
+        let digest = put(&dir, b"0123456789");
+        let blob = content.open(&digest, 10).await.unwrap();
+        fs::write(path_of(&dir, &digest), "012").unwrap();
+        assert_eq!(blob.read_at(0, 10).await.unwrap(), "012");
+        assert_eq!(blob.read_at(3, 7).await.unwrap(), "");
+    }
+
+    #[tokio::test]
+    async fn manifest_is_read_up_to_its_bound() {
+        let (dir, content) = store();
+        let empty = put(&dir, b"");
+        assert_eq!(content.read_manifest(&empty).await, ManifestRead::Bytes(Vec::new()));
+        let largest = vec![b' '; usize::try_from(MANIFEST_SIZE_MAX).unwrap()];
+        let digest = put(&dir, &largest);
+        assert_eq!(content.read_manifest(&digest).await, ManifestRead::Bytes(largest.clone()));
+        let digest = put(&dir, &[largest, vec![b' ']].concat());
+        assert_eq!(content.read_manifest(&digest).await, ManifestRead::TooLarge);
+        assert_eq!(content.read_manifest(&Digest::sha256_of(b"absent")).await, ManifestRead::Absent);
+        let directory = Digest::sha256_of(b"directory");
+        fs::create_dir_all(path_of(&dir, &directory)).unwrap();
+        assert!(matches!(content.read_manifest(&directory).await, ManifestRead::Failed { .. }));
+    }
+
+    #[test]
+    fn content_path_is_checked_in_words_for_the_operator() {
+        let dir = TempDir::new().unwrap();
+        let missing = ContentDir::new(dir.path().join("missing")).check().unwrap_err();
+        assert!(matches!(missing, ContentPathError::Unreadable { .. }));
+        let empty = ContentDir::new(dir.path()).check().unwrap_err();
+        assert!(matches!(empty, ContentPathError::NotAContentStore { .. }));
+        for error in [missing.to_string(), empty.to_string()] {
+            assert!(error.contains(&dir.path().display().to_string()), "{error}");
+            assert!(error.contains("--containerd-content-path") && !error.contains('\n'), "{error}");
+        }
+        fs::create_dir(dir.path().join("ingest")).unwrap();
+        assert!(ContentDir::new(dir.path()).check().is_ok(), "containerd has started, nothing was pulled");
+        fs::remove_dir(dir.path().join("ingest")).unwrap();
+        fs::create_dir(dir.path().join("blobs")).unwrap();
+        assert!(ContentDir::new(dir.path()).check().is_ok());
+    }
+
+    fn store() -> (TempDir, ContentDir) {
+        let dir = TempDir::new().unwrap();
+        fs::create_dir_all(dir.path().join("blobs/sha256")).unwrap();
+        let content = ContentDir::new(dir.path());
+        (dir, content)
+    }
+
+    fn path_of(dir: &TempDir, digest: &Digest) -> PathBuf {
+        dir.path().join("blobs/sha256").join(digest.hex())
+    }
+
+    fn put(dir: &TempDir, bytes: &[u8]) -> Digest {
+        let digest = Digest::sha256_of(bytes);
+        fs::write(path_of(dir, &digest), bytes).unwrap();
+        digest
+    }
+}

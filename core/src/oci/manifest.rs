@@ -20,6 +20,9 @@ pub struct Children;
 #[derive(Clone, Debug)]
 pub struct ManifestError;
 /// stub
-pub fn media_type_of() {}
+pub fn media_type_of(bytes: &[u8]) -> Option<String> {
+    let value: serde_json::Value = serde_json::from_slice(bytes).ok()?;
+    value.get("mediaType")?.as_str().map(str::to_owned)
+}
 /// stub
 pub fn parse_manifest() {}

@@ -3,4 +3,11 @@
 //! retry, no timeout value, no choice of peer that the core did not make.
 
 pub mod clock;
+pub mod content;
+pub mod metrics;
+pub mod mirror;
 pub mod net;
+pub mod peer;
+pub mod registry;
+#[cfg(test)]
+mod registry_tests;

@@ -47,7 +47,7 @@ pub use crate::{
     node::Node,
     output::{Notice, Output, RefuseReason, Wake},
     peer::{Member, PeerId, PeerIdError, Zone},
-    range::{ByteRange, RangeError},
+    range::{ByteRange, ContentRange, RangeError, Unsatisfiable},
 };
 
 use std::fmt;

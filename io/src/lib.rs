@@ -10,5 +10,12 @@ pub mod control;
 pub mod hosts_toml;
 pub mod identity;
 pub mod listen;
+pub mod metrics;
+pub mod mirror;
 pub mod net;
+pub mod peer;
+pub mod registry;
 pub mod resolve;
+
+#[cfg(test)]
+mod registry_tests;

@@ -1,0 +1,405 @@
+//! What Prometheus reads: counts of requests, pulls and transfers, sizes of tables, and the
+//! process itself. Names and labels are those of the Go implementation, so that dashboards
+//! keep working. Decides nothing and is never read by anything that decides; written to by
+//! the registry, the mirror and the shell.
+
+mod http;
+mod process;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
+    time::Duration,
+};
+
+use ::http::{HeaderValue, header};
+use axum::{Router, extract::State, response::IntoResponse, routing};
+use prometheus_client::{
+    encoding::text,
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+use spegel_core::{PeerId, RefuseReason};
+
+use self::http::observe_debug;
+use crate::clock;
+
+/// Most registries told apart in labels; the rest share `other`. Fewer and a cluster with many
+/// registries cannot tell them apart; without a bound anyone who can send a request could fill
+/// the memory of this process and of Prometheus with names.
+const REGISTRIES_MAX: usize = 64;
+
+/// Buckets of durations in seconds: the defaults of Prometheus' Go client.
+const DURATION_BUCKETS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// Where bytes came from that a client was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// This node's content store.
+    Local,
+    /// Another node.
+    Peer,
+}
+
+impl Source {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Peer => "peer",
+        }
+    }
+}
+
+/// Numbers of things announced, by registry.
+pub type Advertised = BTreeMap<String, u64>;
+
+type Labels<const N: usize> = [(&'static str, String); N];
+
+/// All metrics of the process; clones share them.
+#[derive(Clone)]
+pub struct Metrics(Arc<Families>);
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+struct Families {
+    registry: Registry,
+    registry_names: Mutex<BTreeSet<String>>,
+    mirror_requests: Family<Labels<2>, Counter>,
+    mirror_last_success: Gauge<f64, AtomicU64>,
+    resolve_duration: Family<Labels<1>, Histogram, fn() -> Histogram>,
+    advertised_tags: Family<Labels<1>, Gauge>,
+    advertised_images: Family<Labels<1>, Gauge>,
+    advertised_contents: Family<Labels<1>, Gauge>,
+    http_duration: Family<Labels<3>, Histogram, fn() -> Histogram>,
+    http_size: Family<Labels<3>, Histogram, fn() -> Histogram>,
+    http_inflight: Family<Labels<1>, Gauge>,
+    image_findings: Family<Labels<1>, Counter>,
+    quarantined_images: Gauge,
+    bytes: Family<Labels<1>, Counter>,
+    refusals: Family<Labels<1>, Counter>,
+    truncations: Family<Labels<1>, Counter>,
+    members: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Metrics without the process' own, which differ between any two runs.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::with(Registry::default())
+    }
+
+    /// All metrics, for a real process.
+    #[must_use]
+    pub fn of_process() -> Self {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(process::Process));
+        Self::with(registry)
+    }
+
+    fn with(registry: Registry) -> Self {
+        let durations: fn() -> Histogram = || Histogram::new(DURATION_BUCKETS);
+        let sizes: fn() -> Histogram = || Histogram::new(exponential_buckets(1024.0, 5.0, 10));
+        let mut families = Families {
+            registry,
+            registry_names: Mutex::default(),
+            mirror_requests: Family::default(),
+            mirror_last_success: Gauge::default(),
+            resolve_duration: Family::new_with_constructor(durations),
+            advertised_tags: Family::default(),
+            advertised_images: Family::default(),
+            advertised_contents: Family::default(),
+            http_duration: Family::new_with_constructor(durations),
+            http_size: Family::new_with_constructor(sizes),
+            http_inflight: Family::default(),
+            image_findings: Family::default(),
+            quarantined_images: Gauge::default(),
+            bytes: Family::default(),
+            refusals: Family::default(),
+            truncations: Family::default(),
+            members: Gauge::default(),
+        };
+        families.register();
+        Self(Arc::new(families))
+    }
+
+    /// A pull was answered by another node, to its end.
+    pub(crate) fn pull_hit(&self, registry: &str) {
+        let labels = [("registry", self.registry_label(registry)), ("cache", "hit".into())];
+        self.0.mirror_requests.get_or_create(&labels).inc();
+        self.0.mirror_last_success.set(Duration::from_millis(clock::unix_ms()).as_secs_f64());
+    }
+
+    /// A pull was refused.
+    pub(crate) fn pull_miss(&self, registry: &str, reason: RefuseReason) {
+        let labels = [("registry", self.registry_label(registry)), ("cache", "miss".into())];
+        self.0.mirror_requests.get_or_create(&labels).inc();
+        self.0.refusals.get_or_create(&[("reason", reason.to_string())]).inc();
+    }
+
+    /// A pull was given up in mid-body.
+    pub(crate) fn pull_truncated(&self, reason: RefuseReason) {
+        self.0.truncations.get_or_create(&[("reason", reason.to_string())]).inc();
+    }
+
+    /// The first provider of a pull was found after `elapsed`.
+    pub(crate) fn pull_resolved(&self, elapsed: Duration) {
+        self.0.resolve_duration.get_or_create(&[("router", "libp2p".into())]).observe(elapsed.as_secs_f64());
+    }
+
+    /// Bytes were given to a client.
+    pub(crate) fn bytes_served(&self, source: Source, bytes: u64) {
+        self.0.bytes.get_or_create(&[("source", source.as_str().into())]).inc_by(bytes);
+    }
+
+    /// How many tags are announced.
+    pub fn set_advertised_image_tags(&self, counts: &Advertised) {
+        self.set_advertised(&self.0.advertised_tags, counts);
+    }
+
+    /// How many images are announced, by digest of their root.
+    pub fn set_advertised_image_digests(&self, counts: &Advertised) {
+        self.set_advertised(&self.0.advertised_images, counts);
+    }
+
+    /// How many manifests and blobs are announced.
+    pub fn set_advertised_content_digests(&self, counts: &Advertised) {
+        self.set_advertised(&self.0.advertised_contents, counts);
+    }
+
+    /// Something unusual was found in an image. `reason` is one of a few fixed words.
+    pub fn image_found_unusual(&self, reason: &'static str) {
+        self.0.image_findings.get_or_create(&[("reason", reason.into())]).inc();
+    }
+
+    /// How many images are quarantined.
+    pub fn set_quarantined_images(&self, count: u64) {
+        self.0.quarantined_images.set(gauge_value(count));
+    }
+
+    /// How many members of the cluster are alive, this node among them.
+    pub fn set_members(&self, count: u64) {
+        self.0.members.set(gauge_value(count));
+    }
+
+    /// Everything as OpenMetrics text.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        match text::encode(&mut text, &self.0.registry) {
+            Ok(()) => text,
+            Err(fmt::Error) => {
+                tracing::warn!("metrics could not be written");
+                String::new()
+            }
+        }
+    }
+
+    fn set_advertised(&self, family: &Family<Labels<1>, Gauge>, counts: &Advertised) {
+        family.clear();
+        for (registry, count) in counts {
+            // Several names may share a label.
+            family.get_or_create(&[("registry", self.registry_label(registry))]).inc_by(gauge_value(*count));
+        }
+    }
+
+    fn registry_label(&self, registry: &str) -> String {
+        let mut names = self.0.registry_names.lock().unwrap_or_else(PoisonError::into_inner);
+        if names.contains(registry) {
+            return registry.to_owned();
+        }
+        if names.len() >= REGISTRIES_MAX {
+            return "other".to_owned();
+        }
+        names.insert(registry.to_owned());
+        registry.to_owned()
+    }
+}
+
+impl Families {
+    /// Counters get `_total` appended by the encoder.
+    fn register(&mut self) {
+        let registry = &mut self.registry;
+        registry.register(
+            "spegel_mirror_requests",
+            "Pulls that were not served locally, by whether another node answered",
+            self.mirror_requests.clone(),
+        );
+        registry.register(
+            "spegel_mirror_last_success_timestamp_seconds",
+            "When another node last answered a pull",
+            self.mirror_last_success.clone(),
+        );
+        registry.register(
+            "spegel_resolve_duration_seconds",
+            "Time until the first provider of a pull was found",
+            self.resolve_duration.clone(),
+        );
+        registry.register(
+            "spegel_advertised_image_tags",
+            "Image tags announced to the cluster",
+            self.advertised_tags.clone(),
+        );
+        registry.register(
+            "spegel_advertised_image_digests",
+            "Images announced to the cluster",
+            self.advertised_images.clone(),
+        );
+        registry.register(
+            "spegel_advertised_content_digests",
+            "Manifests and blobs announced to the cluster",
+            self.advertised_contents.clone(),
+        );
+        registry.register(
+            "http_request_duration_seconds",
+            "Time until the end of the response body",
+            self.http_duration.clone(),
+        );
+        registry.register("http_response_size_bytes", "Bytes of response bodies", self.http_size.clone());
+        registry.register("http_requests_inflight", "Requests being answered", self.http_inflight.clone());
+        registry.register(
+            "spegel_image_findings",
+            "Unusual things found in images of containerd",
+            self.image_findings.clone(),
+        );
+        registry.register(
+            "spegel_quarantined_images",
+            "Images that are retried later because they could not be read",
+            self.quarantined_images.clone(),
+        );
+        registry.register(
+            "spegel_served_bytes",
+            "Bytes of manifests and blobs given to clients, by where they came from",
+            self.bytes.clone(),
+        );
+        registry.register(
+            "spegel_pull_refusals",
+            "Pulls sent on to the upstream registry",
+            self.refusals.clone(),
+        );
+        registry.register("spegel_pull_truncations", "Pulls given up in mid-body", self.truncations.clone());
+        registry.register("spegel_members", "Members of the cluster that are alive", self.members.clone());
+    }
+}
+
+fn gauge_value(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// What `--metrics-addr` serves: `/metrics`, and who this node is.
+#[must_use]
+pub fn router(metrics: Metrics, peer: PeerId) -> Router {
+    Router::new()
+        .route("/metrics", routing::get(encode))
+        .route("/debug/web/metadata", routing::get(move || metadata(peer)))
+        .layer(axum::middleware::from_fn_with_state(metrics.clone(), observe_debug))
+        .with_state(metrics)
+}
+
+async fn encode(State(metrics): State<Metrics>) -> impl IntoResponse {
+    let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    ([(header::CONTENT_TYPE, kind)], metrics.encode())
+}
+
+async fn metadata(peer: PeerId) -> impl IntoResponse {
+    let kind = HeaderValue::from_static("application/json");
+    let text = serde_json::json!({ "libp2p": { "id": peer.to_string() } }).to_string();
+    ([(header::CONTENT_TYPE, kind)], text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Families are encoded in random order of their labels.
+    fn sorted(text: &str) -> Vec<&str> {
+        let mut lines: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        lines.sort_unstable();
+        lines
+    }
+
+    #[test]
+    fn names_and_labels_are_those_of_the_go_implementation() {
+        let metrics = Metrics::new();
+        metrics.pull_miss("docker.io", RefuseReason::NobodyHasIt);
+        metrics.pull_resolved(Duration::from_millis(7));
+        metrics.pull_truncated(RefuseReason::HoldersExhausted);
+        metrics.bytes_served(Source::Peer, 5000);
+        metrics.set_advertised_image_tags(&Advertised::from([("docker.io".into(), 2)]));
+        metrics.set_advertised_image_digests(&Advertised::from([("docker.io".into(), 3)]));
+        metrics.set_advertised_content_digests(&Advertised::from([("docker.io".into(), 40)]));
+        metrics.image_found_unusual("no_manifest");
+        metrics.set_quarantined_images(1);
+        metrics.set_members(3);
+        insta::assert_snapshot!(metrics.encode());
+    }
+
+    #[tokio::test]
+    async fn http_requests_are_observed_when_their_body_ends() {
+        let metrics = Metrics::new();
+        let request = metrics.http_request("/v2/*", &::http::Method::GET);
+        assert!(metrics.encode().contains("http_requests_inflight{handler=\"/v2/*\"} 1\n"));
+        request.finish(200, 5000);
+        let text = metrics.encode();
+        assert!(text.contains("http_requests_inflight{handler=\"/v2/*\"} 0\n"), "{text}");
+        let labels = "handler=\"/v2/*\",method=\"GET\",code=\"200\"";
+        assert!(text.contains(&format!("http_response_size_bytes_sum{{{labels}}} 5000.0\n")), "{text}");
+        assert!(text.contains(&format!("http_request_duration_seconds_count{{{labels}}} 1\n")), "{text}");
+    }
+
+    #[test]
+    fn registries_beyond_the_bound_share_a_label() {
+        let metrics = Metrics::new();
+        for number in 0..REGISTRIES_MAX + 2 {
+            metrics.pull_miss(&format!("registry-{number}.test"), RefuseReason::NobodyHasIt);
+        }
+        metrics.pull_miss("registry-0.test", RefuseReason::NobodyHasIt);
+        let text = metrics.encode();
+        let of = |registry: &str| {
+            let start = format!("spegel_mirror_requests_total{{registry=\"{registry}\"");
+            let line = sorted(&text).into_iter().find(|line| line.starts_with(&start)).map(str::to_owned);
+            line.and_then(|line| line.rsplit_once(' ').map(|(_, value)| value.to_owned()))
+        };
+        assert_eq!(of("registry-0.test").as_deref(), Some("2"));
+        assert_eq!(of("other").as_deref(), Some("2"));
+        assert_eq!(of(&format!("registry-{REGISTRIES_MAX}.test")), None);
+    }
+
+    #[test]
+    fn advertised_counts_replace_the_former_ones() {
+        let metrics = Metrics::new();
+        metrics.set_advertised_image_tags(&Advertised::from([("a.test".into(), 2), ("b.test".into(), 1)]));
+        metrics.set_advertised_image_tags(&Advertised::from([("a.test".into(), 1)]));
+        let text = metrics.encode();
+        assert!(text.contains("spegel_advertised_image_tags{registry=\"a.test\"} 1\n"), "{text}");
+        assert!(!text.contains("b.test"), "{text}");
+    }
+
+    #[test]
+    fn process_metrics_are_those_of_this_process() {
+        let text = Metrics::of_process().encode();
+        for name in [
+            "process_cpu_seconds_total ",
+            "process_resident_memory_bytes ",
+            "process_open_fds ",
+            "process_start_time_seconds ",
+        ] {
+            assert!(text.lines().any(|line| line.starts_with(name)), "{name} in {text}");
+        }
+    }
+}

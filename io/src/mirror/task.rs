@@ -1,0 +1,435 @@
+//! One pull from its request to its last byte: carries out the core's orders and reports what
+//! comes of them. See the parent module.
+
+use std::{
+    collections::BTreeMap,
+    future::{Future, poll_fn},
+    net::SocketAddr,
+    pin::Pin,
+    task::Poll,
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes};
+use spegel_core::{AttemptId, FetchError, Input, Key, PullId, PullKind, RefuseReason};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{self, Instant},
+};
+use tracing::debug;
+
+use super::{
+    CHUNKS_MAX, Order, Outcome, Pulls,
+    answer::{self, Answer, Promise},
+};
+use crate::{
+    metrics::{Metrics, Source},
+    net::{Dialer, Stream},
+    peer::{self, PeerBody, PeerRequest},
+    registry::{ContentRequest, Credentials},
+};
+
+/// Most attempts of one pull that are open at once. The core hedges with two or three; a bound
+/// here keeps a mistake there from dialling the whole cluster.
+const ATTEMPTS_MAX: usize = 16;
+
+/// Shortest interval of progress reports: shorter ones would keep the core busy with nothing.
+const REPORT_INTERVAL_MIN: Duration = Duration::from_millis(10);
+
+/// A peer that has answered, waiting to be forwarded.
+struct Answered<S: Stream> {
+    answer: Answer,
+    body: PeerBody<S>,
+    /// Bytes that the client had when the core ordered the attempt.
+    skip: u64,
+}
+
+type Asking<S> = Pin<Box<dyn Future<Output = Result<Answered<S>, FetchError>> + Send>>;
+
+/// The attempt whose body goes to the client. Offsets count from the start of what the client
+/// asked for.
+struct Forwarding<S: Stream> {
+    attempt: AttemptId,
+    body: PeerBody<S>,
+    /// Up to where the peer's body has been read.
+    position: u64,
+    /// Bytes read that the client has no room for yet; they end at `position`.
+    pending: Option<Bytes>,
+    /// Up to where the core has been told of.
+    reported: u64,
+    starved: Duration,
+    interval: Duration,
+    report_at: Instant,
+}
+
+impl<S: Stream> Forwarding<S> {
+    /// Bytes given to the client (or already there) that the core has not been told of.
+    fn unreported(&self) -> u64 {
+        let pending = self.pending.as_ref().map_or(0, |chunk| chunk.len() as u64);
+        (self.position - pending).saturating_sub(self.reported)
+    }
+
+    fn take_report(&mut self, now: Instant) -> (u64, Duration) {
+        let bytes = self.unreported();
+        self.reported += bytes;
+        self.report_at = now + self.interval;
+        (bytes, std::mem::take(&mut self.starved))
+    }
+}
+
+/// What the forwarded attempt came to next.
+enum Flow {
+    /// The peer sent bytes, ended the body, or failed.
+    FromPeer(Option<Result<Bytes, FetchError>>),
+    /// The client took the pending bytes.
+    ToClient,
+    /// The client is gone.
+    ClientGone,
+}
+
+enum Step<S: Stream> {
+    Ordered(Option<Order>),
+    ClientGone,
+    Asked(AttemptId, Result<Answered<S>, FetchError>),
+    Flowed(Flow),
+    ReportDue,
+}
+
+/// Whether the pull goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Running,
+    Over,
+}
+
+pub(super) struct Task<D: Dialer> {
+    pull: PullId,
+    request: ContentRequest,
+    dialer: D,
+    credentials: Option<Credentials>,
+    metrics: Metrics,
+    inputs: mpsc::Sender<Input>,
+    orders: mpsc::Receiver<Order>,
+    /// Where the head goes; `None` once it has.
+    client: Option<oneshot::Sender<Outcome>>,
+    /// Where the body goes; `None` until the head has.
+    body: Option<mpsc::Sender<Bytes>>,
+    promise: Option<Promise>,
+    /// Bytes given to the client.
+    sent: u64,
+    asking: BTreeMap<AttemptId, Asking<D::Stream>>,
+    answered: BTreeMap<AttemptId, Answered<D::Stream>>,
+    forwarding: Option<Forwarding<D::Stream>>,
+    requested_at: Instant,
+    resolved: bool,
+}
+
+impl<D: Dialer> Task<D> {
+    pub(super) fn new(
+        pulls: &Pulls<D>,
+        pull: PullId,
+        request: ContentRequest,
+        orders: mpsc::Receiver<Order>,
+        client: oneshot::Sender<Outcome>,
+    ) -> Self {
+        Self {
+            pull,
+            request,
+            dialer: pulls.dialer.clone(),
+            credentials: pulls.credentials.clone(),
+            metrics: pulls.metrics.clone(),
+            inputs: pulls.inputs.clone(),
+            orders,
+            client: Some(client),
+            body: None,
+            promise: None,
+            sent: 0,
+            asking: BTreeMap::new(),
+            answered: BTreeMap::new(),
+            forwarding: None,
+            requested_at: Instant::now(),
+            resolved: false,
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        let requested = self.requested();
+        let mut state = self.report(requested).await;
+        while state == State::Running {
+            state = match self.step().await {
+                Step::Ordered(Some(order)) => self.obey(order).await,
+                Step::Ordered(None) | Step::ClientGone => {
+                    self.report(Input::PullAbandoned { pull: self.pull }).await;
+                    State::Over
+                }
+                Step::Asked(attempt, outcome) => self.note_answer(attempt, outcome).await,
+                Step::Flowed(flow) => self.flow(flow).await,
+                Step::ReportDue => self.report_progress().await,
+            };
+        }
+    }
+
+    fn requested(&self) -> Input {
+        let kind = match (self.request.head, self.request.wanted.is_manifest()) {
+            (true, _) => PullKind::Head,
+            (false, true) => PullKind::Manifest,
+            (false, false) => PullKind::Blob,
+        };
+        Input::PullRequested {
+            pull: self.pull,
+            key: Key::of(&self.request.identifier()),
+            digest: self.request.wanted.digest(),
+            kind,
+            whole: !self.request.head && self.request.range.is_none(),
+        }
+    }
+
+    /// Waits for whatever happens first. Loses nothing of the rest.
+    async fn step(&mut self) -> Step<D::Stream> {
+        let waiting_for_peer = self.forwarding.as_ref().is_some_and(|it| it.pending.is_none());
+        let report_at = self.forwarding.as_ref().map(|it| it.report_at);
+        let began = Instant::now();
+        let step = tokio::select! {
+            biased;
+            order = self.orders.recv() => Step::Ordered(order),
+            () = gone(self.client.as_mut(), self.body.as_ref()) => Step::ClientGone,
+            (attempt, outcome) = first_answer(&mut self.asking) => Step::Asked(attempt, outcome),
+            () = sleep_until(report_at) => Step::ReportDue,
+            flow = next_flow(self.forwarding.as_mut(), self.body.as_ref()) => Step::Flowed(flow),
+        };
+        if let Some(forwarding) = &mut self.forwarding
+            && waiting_for_peer
+        {
+            forwarding.starved += began.elapsed();
+        }
+        step
+    }
+
+    async fn obey(&mut self, order: Order) -> State {
+        match order {
+            Order::Fetch { attempt, addr, skip } => return self.fetch(attempt, addr, skip).await,
+            Order::CancelFetch { attempt } => {
+                self.asking.remove(&attempt);
+                self.answered.remove(&attempt);
+                if self.forwarding.as_ref().is_some_and(|it| it.attempt == attempt) {
+                    self.forwarding = None;
+                }
+            }
+            Order::Forward { attempt, report_interval } => {
+                if let Some(answered) = self.answered.remove(&attempt) {
+                    return self.forward(attempt, answered, report_interval).await;
+                }
+            }
+            Order::Refuse { reason, attempts } => {
+                self.end_early(reason, attempts);
+                return State::Over;
+            }
+            Order::Truncate { reason } => {
+                self.end_early(reason, 0);
+                return State::Over;
+            }
+        }
+        State::Running
+    }
+
+    /// Refuses if the client has heard nothing yet; otherwise dropping the body ends it.
+    fn end_early(&mut self, reason: RefuseReason, attempts: u32) {
+        if let Some(client) = self.client.take() {
+            debug!(pull = %self.pull, %reason, "pull refused");
+            self.metrics.pull_miss(&self.request.registry, reason);
+            // An error means that the client has just gone, and the core need not know: for it
+            // the pull is over.
+            let _ = client.send(Outcome::Refused { reason, attempts });
+        } else {
+            debug!(pull = %self.pull, %reason, sent = self.sent, "pull truncated");
+            self.metrics.pull_truncated(reason);
+        }
+    }
+
+    async fn fetch(&mut self, attempt: AttemptId, addr: SocketAddr, skip: u64) -> State {
+        if !self.resolved {
+            self.resolved = true;
+            self.metrics.pull_resolved(self.requested_at.elapsed());
+        }
+        if self.asking.len() + self.answered.len() >= ATTEMPTS_MAX {
+            return self.report_failure(attempt, FetchError::Connect).await;
+        }
+        let (dialer, request, promise) = (self.dialer.clone(), self.request.clone(), self.promise);
+        let range = answer::range_to_ask(&request, promise.as_ref(), skip);
+        let message = PeerRequest {
+            head: request.head,
+            path_and_query: request.path_and_query(),
+            range,
+            credentials: self.credentials.clone(),
+        };
+        let asking = async move {
+            let response = peer::fetch(&dialer, addr, &message).await?;
+            let answer = answer::read(&request, promise.as_ref(), skip, range, &response.head)?;
+            Ok(Answered { answer, body: response.body, skip })
+        };
+        self.asking.insert(attempt, Box::pin(asking));
+        State::Running
+    }
+
+    async fn note_answer(
+        &mut self,
+        attempt: AttemptId,
+        outcome: Result<Answered<D::Stream>, FetchError>,
+    ) -> State {
+        match outcome {
+            Ok(answered) => {
+                let length = answered.answer.promise.span.length.saturating_sub(answered.skip);
+                let body_bytes = if self.request.head { 0 } else { length };
+                self.answered.insert(attempt, answered);
+                self.report(Input::FetchAnswered { pull: self.pull, attempt, body_bytes }).await
+            }
+            Err(cause) => self.report_failure(attempt, cause).await,
+        }
+    }
+
+    async fn forward(
+        &mut self,
+        attempt: AttemptId,
+        answered: Answered<D::Stream>,
+        report_interval: Duration,
+    ) -> State {
+        let Answered { answer, body, skip } = answered;
+        // An attempt may have been made before another one's head went to the client.
+        let fits = self.promise.is_none_or(|promise| promise == answer.promise) && answer.begin <= self.sent;
+        if !fits {
+            return self.report_failure(attempt, FetchError::Malformed).await;
+        }
+        self.promise = Some(answer.promise);
+        if let Some(client) = self.client.take() {
+            let (status, headers) = answer.client_head(&self.request);
+            let (sender, receiver) = mpsc::channel(CHUNKS_MAX);
+            let length = answer.promise.span.length;
+            self.body = Some(sender);
+            // An error means that the client has gone, which the next step notices: the
+            // receiver went with it.
+            let _ = client.send(Outcome::Forwarded { status, headers, length, body: receiver });
+        }
+        let interval = report_interval.max(REPORT_INTERVAL_MIN);
+        self.forwarding = Some(Forwarding {
+            attempt,
+            body,
+            position: answer.begin,
+            pending: None,
+            reported: skip,
+            starved: Duration::ZERO,
+            interval,
+            report_at: Instant::now() + interval,
+        });
+        if self.request.head || self.sent == answer.promise.span.length {
+            return self.complete().await;
+        }
+        State::Running
+    }
+
+    async fn flow(&mut self, flow: Flow) -> State {
+        let (Some(forwarding), Some(promise)) = (&mut self.forwarding, self.promise) else {
+            return State::Running;
+        };
+        match flow {
+            Flow::FromPeer(Some(Ok(mut chunk))) => {
+                let start = forwarding.position;
+                forwarding.position += chunk.len() as u64;
+                // What an earlier attempt has given already.
+                let known = usize::try_from(self.sent.saturating_sub(start)).unwrap_or(usize::MAX);
+                chunk.advance(known.min(chunk.len()));
+                forwarding.pending = (!chunk.is_empty()).then_some(chunk);
+                State::Running
+            }
+            Flow::FromPeer(None | Some(Err(_))) => {
+                let (attempt, cause) = (forwarding.attempt, FetchError::Interrupted);
+                if forwarding.unreported() > 0 && self.report_progress().await == State::Over {
+                    return State::Over;
+                }
+                self.forwarding = None;
+                self.report_failure(attempt, cause).await
+            }
+            Flow::ToClient => {
+                self.metrics.bytes_served(Source::Peer, forwarding.position - self.sent);
+                self.sent = forwarding.position;
+                if self.sent == promise.span.length { self.complete().await } else { State::Running }
+            }
+            Flow::ClientGone => {
+                self.report(Input::PullAbandoned { pull: self.pull }).await;
+                State::Over
+            }
+        }
+    }
+
+    async fn complete(&mut self) -> State {
+        if let Some(forwarding) = &self.forwarding {
+            let (attempt, bytes) = (forwarding.attempt, forwarding.unreported());
+            let bytes = if self.request.head { 0 } else { bytes };
+            self.metrics.pull_hit(&self.request.registry);
+            self.report(Input::FetchCompleted { pull: self.pull, attempt, bytes }).await;
+        }
+        State::Over
+    }
+
+    async fn report_progress(&mut self) -> State {
+        let Some(forwarding) = &mut self.forwarding else { return State::Running };
+        let (bytes, starved) = forwarding.take_report(Instant::now());
+        let attempt = forwarding.attempt;
+        self.report(Input::FetchProgressed { pull: self.pull, attempt, bytes, starved }).await
+    }
+
+    async fn report_failure(&mut self, attempt: AttemptId, cause: FetchError) -> State {
+        debug!(pull = %self.pull, %attempt, ?cause, "attempt failed");
+        self.report(Input::FetchFailed { pull: self.pull, attempt, cause }).await
+    }
+
+    async fn report(&mut self, input: Input) -> State {
+        // The core's end of the queue only goes away with the process.
+        if self.inputs.send(input).await.is_ok() { State::Running } else { State::Over }
+    }
+}
+
+async fn gone(client: Option<&mut oneshot::Sender<Outcome>>, body: Option<&mpsc::Sender<Bytes>>) {
+    match (client, body) {
+        (Some(client), _) => client.closed().await,
+        (None, Some(body)) => body.closed().await,
+        (None, None) => std::future::pending().await,
+    }
+}
+
+/// The attempt that is answered first; of several at once, the earliest made.
+async fn first_answer<S: Stream>(
+    asking: &mut BTreeMap<AttemptId, Asking<S>>,
+) -> (AttemptId, Result<Answered<S>, FetchError>) {
+    let (attempt, outcome) = poll_fn(|cx| {
+        let ready = asking.iter_mut().find_map(|(attempt, asking)| match asking.as_mut().poll(cx) {
+            Poll::Ready(outcome) => Some((*attempt, outcome)),
+            Poll::Pending => None,
+        });
+        ready.map_or(Poll::Pending, Poll::Ready)
+    })
+    .await;
+    asking.remove(&attempt);
+    (attempt, outcome)
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_flow<S: Stream>(
+    forwarding: Option<&mut Forwarding<S>>,
+    client: Option<&mpsc::Sender<Bytes>>,
+) -> Flow {
+    let (Some(forwarding), Some(client)) = (forwarding, client) else { return std::future::pending().await };
+    if forwarding.pending.is_none() {
+        return Flow::FromPeer(forwarding.body.chunk().await);
+    }
+    let Ok(room) = client.reserve().await else { return Flow::ClientGone };
+    if let Some(chunk) = forwarding.pending.take() {
+        room.send(chunk);
+    }
+    Flow::ToClient
+}

@@ -1,0 +1,133 @@
+//! Accepts connections and speaks HTTP/1.1 on them: bounds on their number, on the size of
+//! requests and on the time a client may take to send one, and an orderly end of connections
+//! and of the whole server. Knows nothing of registries; serves the metrics as well.
+
+use std::{io, sync::Arc, time::Duration};
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
+    time,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use crate::net::{Listener, Stream};
+
+/// Most connections at once; more wait in the kernel's queue. Too few and one client with many
+/// idle connections shuts out others; too many and their buffers exhaust the pod's memory.
+const CONNECTIONS_MAX: usize = 4096;
+
+/// Longest that a client may take to send the head of a request, and that a connection may be
+/// idle between requests. Too short breaks clients on bad links; too long lets idle clients
+/// hold connections.
+const HEAD_READ_MAX: Duration = Duration::from_secs(10);
+
+/// Largest head of a request. containerd's are below 1 KiB.
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+
+/// Most headers of a request.
+const HEADERS_MAX: usize = 64;
+
+/// Most bytes buffered per connection and direction. Smaller costs system calls; larger is
+/// paid for by every slow client.
+const BUFFER_BYTES_MAX: usize = 256 * 1024;
+
+/// Pause after the kernel could not give a connection (out of descriptors, mostly): without
+/// one the loop would spin until one is free.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a connection that has been shut down for writing is read to its end. Closing it
+/// with bytes unread makes the kernel send RST, which takes bytes from the client that it has
+/// received but not read, and containerd fails the pull where it would resume after a FIN.
+const LINGER_MAX: Duration = Duration::from_secs(2);
+
+/// Most bytes read from a client in that time; beyond, RST is what it deserves.
+const LINGER_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Serves `router` on `listener` until `shutdown`; then lets running requests end for up to
+/// `drain_max`.
+pub async fn serve<L: Listener>(
+    mut listener: L,
+    router: Router,
+    shutdown: CancellationToken,
+    drain_max: Duration,
+) {
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            Some(_) = connections.join_next() => continue,
+            accepted = accept(&mut listener, &permits) => accepted,
+        };
+        match accepted {
+            Ok((stream, permit)) => {
+                let connection = converse(stream, router.clone(), shutdown.clone());
+                connections.spawn(async move {
+                    connection.await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                debug!(%error, "connection could not be accepted");
+                time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    let all_ended = async { while connections.join_next().await.is_some() {} };
+    if time::timeout(drain_max, all_ended).await.is_err() {
+        debug!(running = connections.len(), "requests cut off by shutdown");
+        connections.shutdown().await;
+    }
+}
+
+async fn accept<L: Listener>(
+    listener: &mut L,
+    permits: &Arc<Semaphore>,
+) -> io::Result<(L::Stream, OwnedSemaphorePermit)> {
+    let permit = Arc::clone(permits).acquire_owned().await.expect("the semaphore is never closed");
+    let (stream, _) = listener.accept().await?;
+    Ok((stream, permit))
+}
+
+async fn converse<S: Stream>(stream: S, router: Router, shutdown: CancellationToken) {
+    // Half-closed connections are not kept: reading the end of the stream is the only way to
+    // learn that the client of a pull that waits has gone.
+    let mut connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_READ_MAX)
+        .max_headers(HEADERS_MAX)
+        .max_header_size(HEAD_BYTES_MAX)
+        .max_buf_size(BUFFER_BYTES_MAX)
+        .half_close(false)
+        .keep_alive(true)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let ended = tokio::select! {
+        biased;
+        ended = &mut connection => ended,
+        () = shutdown.cancelled() => {
+            std::pin::Pin::new(&mut connection).graceful_shutdown();
+            (&mut connection).await
+        }
+    };
+    if let Err(error) = ended {
+        debug!(%error, "connection ended");
+    }
+    let mut stream = connection.into_parts().io.into_inner();
+    // The errors of both are those of a connection that is gone, which is what is wanted.
+    let _ = time::timeout(LINGER_MAX, async {
+        stream.shutdown().await?;
+        tokio::io::copy(&mut stream.take(LINGER_BYTES_MAX), &mut tokio::io::sink()).await
+    })
+    .await;
+}

@@ -1,0 +1,249 @@
+//! The registry and the mirror over loopback TCP: a scripted core, raw clients, and peers that
+//! are either whole registries or play back bytes.
+
+mod local;
+mod pulls;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use spegel_core::{AttemptId, Filters, Input, Output, PeerId, PullId, oci::Digest};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    content::{Blob, ContentStore},
+    metrics::Metrics,
+    mirror::Pulls,
+    net::TcpDialer,
+    registry::{Credentials, Registry, Serving, serve},
+};
+
+/// No step of a test takes longer, even on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Content in memory; reading beyond `readable` fails, as on a disk that breaks.
+#[derive(Clone, Debug, Default)]
+struct MemoryStore(Arc<Mutex<BTreeMap<Digest, MemoryBlob>>>);
+
+#[derive(Clone, Debug)]
+struct MemoryBlob {
+    bytes: Bytes,
+    readable: usize,
+}
+
+impl ContentStore for MemoryStore {
+    type Blob = MemoryBlob;
+
+    async fn open(&self, digest: &Digest, size: u64) -> io::Result<MemoryBlob> {
+        let blob = self.0.lock().unwrap().get(digest).cloned().ok_or(io::ErrorKind::NotFound)?;
+        if blob.size() == size { Ok(blob) } else { Err(io::ErrorKind::InvalidData.into()) }
+    }
+}
+
+impl Blob for MemoryBlob {
+    fn size(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    async fn read_at(&self, offset: u64, length: usize) -> io::Result<Bytes> {
+        let start = usize::try_from(offset).unwrap();
+        if start >= self.readable {
+            return Err(io::Error::other("disk broke"));
+        }
+        Ok(self.bytes.slice(start..(start + length).min(self.readable)))
+    }
+}
+
+/// A registry whose core is the test.
+struct Node {
+    addr: SocketAddr,
+    serving: Serving,
+    store: MemoryStore,
+    metrics: Metrics,
+    pulls: Pulls<TcpDialer>,
+    inputs: mpsc::Receiver<Input>,
+    ready: watch::Sender<bool>,
+    shutdown: CancellationToken,
+    server: JoinHandle<()>,
+}
+
+impl Node {
+    async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    async fn start_with(credentials: Option<Credentials>) -> Self {
+        let (to_core, inputs) = mpsc::channel(16);
+        let (ready, ready_receiver) = watch::channel(false);
+        let (serving, store, metrics) = (Serving::default(), MemoryStore::default(), Metrics::new());
+        let pulls = Pulls::new(TcpDialer, to_core.clone(), credentials.clone(), metrics.clone());
+        let registry = Registry {
+            serving: serving.clone(),
+            store: store.clone(),
+            pulls: pulls.clone(),
+            filters: Filters::default(),
+            credentials,
+            ready: ready_receiver,
+            inputs: to_core,
+            metrics: metrics.clone(),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (addr, shutdown) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let server = serve(listener, registry.into_router(), shutdown.clone(), Duration::from_secs(5));
+        let server = tokio::spawn(server);
+        Self { addr, serving, store, metrics, pulls, inputs, ready, shutdown, server }
+    }
+
+    fn add(&self, content: &[u8]) -> Digest {
+        self.add_broken(content, content.len())
+    }
+
+    fn add_broken(&self, content: &[u8], readable: usize) -> Digest {
+        let digest = Digest::sha256_of(content);
+        let blob = MemoryBlob { bytes: Bytes::copy_from_slice(content), readable };
+        self.store.0.lock().unwrap().insert(digest, blob);
+        self.serving.perform(&Output::ServeContent { digest, size: content.len() as u64 });
+        digest
+    }
+
+    /// What the core hears next.
+    async fn input(&mut self) -> Input {
+        timeout(PATIENCE, self.inputs.recv()).await.expect("no input came").expect("inputs are open")
+    }
+
+    async fn pull_requested(&mut self) -> PullId {
+        match self.input().await {
+            Input::PullRequested { pull, .. } => pull,
+            other => panic!("expected a pull, got {other:?}"),
+        }
+    }
+
+    /// The next input that is no progress report, and the bytes reported until then.
+    async fn input_after_progress(&mut self) -> (Input, u64) {
+        let mut total = 0;
+        loop {
+            match self.input().await {
+                Input::FetchProgressed { bytes, .. } => total += bytes,
+                other => return (other, total),
+            }
+        }
+    }
+
+    fn fetch(&self, pull: PullId, attempt: u32, addr: SocketAddr, skip: u64) {
+        let (attempt, peer) = (AttemptId(attempt), PeerId::from_public_key([1; 32]));
+        assert!(self.pulls.perform(&Output::Fetch { pull, attempt, peer, addr, skip }));
+    }
+
+    fn forward(&self, pull: PullId, attempt: u32) {
+        let (attempt, report_interval) = (AttemptId(attempt), Duration::from_millis(50));
+        assert!(self.pulls.perform(&Output::Forward { pull, attempt, report_interval }));
+    }
+}
+
+/// A response as a client saw it, up to the end of the connection.
+#[derive(Debug)]
+struct Seen {
+    status: u16,
+    head: String,
+    body: Vec<u8>,
+    /// Whether the connection ended with FIN rather than RST.
+    clean: bool,
+}
+
+impl Seen {
+    fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        let mut lines = self.head.lines().filter_map(|line| line.split_once(": "));
+        lines.find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+}
+
+async fn connect(addr: SocketAddr, request: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream
+}
+
+async fn read_to_end(stream: &mut TcpStream) -> Seen {
+    let mut bytes = Vec::new();
+    let clean = timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.expect("no end came").is_ok();
+    let split = bytes.windows(4).position(|window| window == b"\r\n\r\n").expect("a response has a head") + 4;
+    let head = String::from_utf8(bytes[..split].to_vec()).unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    Seen { status, head, body: bytes[split..].to_vec(), clean }
+}
+
+fn request(method: &str, uri: &str, headers: &str) -> String {
+    format!("{method} {uri} HTTP/1.1\r\nHost: mirror\r\n{headers}Connection: close\r\n\r\n")
+}
+
+async fn ask(addr: SocketAddr, method: &str, uri: &str, headers: &str) -> Seen {
+    read_to_end(&mut connect(addr, &request(method, uri, headers)).await).await
+}
+
+/// Asks without waiting for the answer.
+fn asking(addr: SocketAddr, method: &str, uri: &str, headers: &str) -> JoinHandle<Seen> {
+    let request = request(method, uri, headers);
+    tokio::spawn(async move { read_to_end(&mut connect(addr, &request).await).await })
+}
+
+async fn seen(client: JoinHandle<Seen>) -> Seen {
+    timeout(PATIENCE, client).await.expect("no answer came").unwrap()
+}
+
+fn blob_uri(digest: &Digest) -> String {
+    format!("/v2/library/app/blobs/{digest}?ns=docker.io")
+}
+
+fn manifest_uri(reference: impl std::fmt::Display) -> String {
+    format!("/v2/library/app/manifests/{reference}?ns=docker.io")
+}
+
+/// What a peer does after its bytes were sent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Then {
+    Close,
+    Stall,
+}
+
+/// A peer that answers one request with exactly these bytes. Gives back the request.
+async fn scripted_peer(answer: Vec<u8>, then: Then) -> (SocketAddr, JoinHandle<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let peer = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let (mut request, mut byte) = (Vec::new(), [0]);
+        while !request.ends_with(b"\r\n\r\n") {
+            stream.read_exact(&mut byte).await.unwrap();
+            request.push(byte[0]);
+        }
+        // The mirror may hang up on nonsense before all of it was written.
+        let _ = stream.write_all(&answer).await;
+        if then == Then::Stall {
+            let _ = timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await;
+        }
+        String::from_utf8(request).unwrap()
+    });
+    (addr, peer)
+}
+
+/// Bytes that differ everywhere, so that any loss or repetition shows.
+fn content(length: usize) -> Vec<u8> {
+    (0..length).map(|at| u8::try_from((at * 31 + at / 251 * 7) % 256).unwrap()).collect()
+}

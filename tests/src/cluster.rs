@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use nix::mount::{MsFlags, mount};
 use serde_json::Value;
 
 use crate::image::{Image, ImageSpec};
@@ -69,6 +70,8 @@ pub struct ClusterOptions {
     pub upstream_mbit: Option<u32>,
     /// What each node can send.
     pub node_mbit: Option<u32>,
+    /// Keeps all files in memory: for tests with so many small blobs that the disk's syncs would take minutes.
+    pub in_memory: bool,
     /// More arguments for `spegel registry`.
     pub spegel_args: Vec<String>,
 }
@@ -84,6 +87,7 @@ impl ClusterOptions {
             bootstrap: Bootstrap::Dns,
             upstream_mbit: None,
             node_mbit: None,
+            in_memory: false,
             spegel_args: Vec::new(),
         }
     }
@@ -116,12 +120,17 @@ impl Cluster {
         let name = cluster_name(CLUSTERS.fetch_add(1, Ordering::Relaxed));
         let dir = base_dir().join(&name);
         let removal = Removal { cluster: name.clone(), dir: dir.clone() };
+        fs::create_dir_all(&dir).expect("/tmp is writable");
+        if options.in_memory {
+            let mounted = mount(Some("tmpfs"), &dir, Some("tmpfs"), MsFlags::empty(), None::<&str>);
+            mounted.expect("root can mount a tmpfs");
+        }
         fs::create_dir_all(dir.join("images")).expect("/tmp is writable");
 
         let hosts: Vec<(String, u8)> = (1..=options.nodes).map(|n| (format!("n{n}"), n)).collect();
         build_network(&name, &hosts, options.family);
         let bridge = format!("{name}-br");
-        let upstream = Upstream::start(NetNs::open(&format!("{name}-up")), &bridge, &dir);
+        let upstream = Upstream::start(NetNs::open(&format!("{name}-registry")), &bridge, &dir);
         let nodes: Vec<Node> = hosts
             .iter()
             .map(|(host, n)| {
@@ -209,7 +218,10 @@ impl Cluster {
                 format!("--http-bootstrap-url=http://n1:{BOOTSTRAP_PORT}/id"),
             ],
             Bootstrap::Static => {
-                vec!["--bootstrap-kind=static".to_owned(), format!("--static-bootstrap-peers={}", self.first_peer(node))]
+                vec![
+                    "--bootstrap-kind=static".to_owned(),
+                    format!("--static-bootstrap-peers={}", self.first_peer(node)),
+                ]
             }
         });
         arguments.extend(self.options.spegel_args.iter().cloned());
@@ -234,7 +246,8 @@ impl Cluster {
             let id = metadata["libp2p"]["id"].as_str().ok_or("no libp2p.id in /debug/web/metadata")?;
             Ok(id.to_owned())
         };
-        let (id, _) = self.expect("the first node tells its peer ID", crate::wait_for("metadata", READY_MAX, look));
+        let (id, _) =
+            self.expect("the first node tells its peer ID", crate::wait_for("metadata", READY_MAX, look));
         address(&id)
     }
 
@@ -246,7 +259,7 @@ impl Cluster {
         for address in addresses {
             text.push_str(&format!("{address} {BOOTSTRAP_NAME}\n"));
         }
-        for role in hosts.iter().map(|(host, _)| host.as_str()).chain(["up"]) {
+        for role in hosts.iter().map(|(host, _)| host.as_str()).chain(["registry"]) {
             fs::write(format!("/etc/netns/{}-{role}/hosts", self.name), &text).expect("the file is ours");
         }
     }
@@ -289,7 +302,7 @@ fn hosts_file(hosts: &[(String, u8)], family: IpFamily, bootstrap: bool) -> Stri
 /// The bridge lives in a namespace of its own, so the addresses mean nothing outside and every cluster can
 /// use the same ones.
 fn build_network(name: &str, hosts: &[(String, u8)], family: IpFamily) {
-    let upstream = [("up".to_owned(), UPSTREAM_HOST)];
+    let upstream = [("registry".to_owned(), UPSTREAM_HOST)];
     let all: Vec<&(String, u8)> = hosts.iter().chain(&upstream).collect();
     let text = hosts_file(hosts, family, true);
     for (host, _) in &all {
@@ -301,10 +314,13 @@ fn build_network(name: &str, hosts: &[(String, u8)], family: IpFamily) {
     }
 
     let mut batch = format!("netns add {name}-br\n");
-    let mut bridge = "link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0\nlink set br0 up\n".to_owned();
+    let mut bridge =
+        "link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0\nlink set br0 up\n".to_owned();
     for (host, _) in &all {
         batch.push_str(&format!("netns add {name}-{host}\n"));
-        batch.push_str(&format!("link add eth0 netns {name}-{host} type veth peer name {host} netns {name}-br\n"));
+        batch.push_str(&format!(
+            "link add eth0 netns {name}-{host} type veth peer name {host} netns {name}-br\n"
+        ));
         bridge.push_str(&format!("link set {host} master br0 up\n"));
     }
     ip_batch(None, &batch);
@@ -348,7 +364,9 @@ impl Removal {
         let nodes = fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|entry| entry.path());
         for dir in nodes.filter(|path| path.is_dir()) {
             let of_node = kept.join(dir.file_name().unwrap_or_default());
-            for log in ["containerd.log", "spegel.log"].map(|name| dir.join(name)).iter().filter(|log| log.exists()) {
+            for log in
+                ["containerd.log", "spegel.log"].map(|name| dir.join(name)).iter().filter(|log| log.exists())
+            {
                 let copied = fs::create_dir_all(&of_node)
                     .and_then(|()| fs::copy(log, of_node.join(log.file_name().unwrap_or_default())));
                 drop(copied);

@@ -6,8 +6,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use tonic::codegen::http::uri::PathAndQuery;
 use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Request, Status};
 use tonic_prost::ProstCodec;
 
@@ -74,14 +74,17 @@ where
     A: prost::Message + Send + Sync + 'static,
     B: prost::Message + Default + Send + Sync + 'static,
 {
-    let path = PathAndQuery::try_from(format!("/runtime.v1.ImageService/{method}")).expect("a method is a path");
+    let path =
+        PathAndQuery::try_from(format!("/runtime.v1.ImageService/{method}")).expect("a method is a path");
     let exchange = async {
         let channel = containerd_client::connect(socket).await.map_err(|error| format!("{error:?}"))?;
         let mut client = Grpc::new(channel);
         client.ready().await.map_err(|error| format!("{error:?}"))?;
         let codec: ProstCodec<A, B> = ProstCodec::default();
         let response = client.unary(Request::new(message), path, codec).await;
-        response.map(tonic::Response::into_inner).map_err(|status: Status| format!("{method}: {}", status.message()))
+        response
+            .map(tonic::Response::into_inner)
+            .map_err(|status: Status| format!("{method}: {}", status.message()))
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::image::{Blob, Image};
 use crate::node::Node;
 use crate::process::run;
-use crate::{cri, wait_for};
+use crate::{content, cri, wait_for};
 
 /// A pull that takes longer has failed, whatever it says later: the worst case promised is some seconds.
 const PULL_MAX: Duration = Duration::from_secs(120);
@@ -80,21 +80,17 @@ impl Node {
     /// names it yet, and it has the label that tells where it came from.
     ///
     /// # Errors
-    /// With what ctr said.
+    /// With what containerd said.
     pub fn ingest(&self, image: &Image, blob: &Blob) -> Result<(), String> {
-        let file = fs::File::open(&blob.path).map_err(|error| error.to_string())?;
-        let size = blob.size.to_string();
-        let mut command = self.ctr();
-        command.args(["content", "ingest", "--expected-size", &size, "--expected-digest", &blob.digest]);
-        command.arg(format!("test-{}", blob.hex())).stdin(file);
-        let output = command.output().map_err(|error| error.to_string())?;
-        if !output.status.success() {
-            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
-        }
-        let label = format!("containerd.io/distribution.source.{}={}", crate::REGISTRY, image.repository);
-        let mut command = self.ctr();
-        command.args(["content", "label", &blob.digest, &label]);
-        run(command).map(drop)
+        content::ingest(&self.paths.socket, &image.repository, blob)
+    }
+
+    /// Puts many images into the store over one connection, with all content a node needs of them.
+    ///
+    /// # Errors
+    /// With what containerd said.
+    pub fn store(&self, images: &[Image]) -> Result<(), String> {
+        content::store(&self.paths.socket, images)
     }
 
     /// Removes an image as the kubelet does; containerd collects the content before it answers.

@@ -61,8 +61,8 @@ impl HttpClient {
     /// # Errors
     /// If nothing accepts within `timeout`.
     pub fn connect(address: SocketAddr, timeout: Duration) -> Result<Self, String> {
-        let stream =
-            TcpStream::connect_timeout(&address, timeout).map_err(|error| format!("connect to {address}: {error}"))?;
+        let stream = TcpStream::connect_timeout(&address, timeout)
+            .map_err(|error| format!("connect to {address}: {error}"))?;
         let configured = stream
             .set_nodelay(true)
             .and_then(|()| stream.set_read_timeout(Some(IO_TIMEOUT)))
@@ -98,7 +98,10 @@ impl HttpClient {
             request.push_str(&format!("{name}: {value}\r\n"));
         }
         request.push_str("\r\n");
-        self.stream.get_mut().write_all(request.as_bytes()).map_err(|error| format!("{method} {path}: {error}"))
+        self.stream
+            .get_mut()
+            .write_all(request.as_bytes())
+            .map_err(|error| format!("{method} {path}: {error}"))
     }
 
     /// Reads the answer to a request that was [`Self::send`].

@@ -138,9 +138,13 @@ impl Image {
         let mut entry = target.descriptor();
         if let Some(tag) = &spec.tag {
             let name = format!("{REGISTRY}/{}:{tag}", spec.repository);
-            entry["annotations"] = json!({"io.containerd.image.name": name, "org.opencontainers.image.ref.name": tag});
+            entry["annotations"] =
+                json!({"io.containerd.image.name": name, "org.opencontainers.image.ref.name": tag});
         }
-        write(&layout.join("index.json"), json!({"schemaVersion": 2, "manifests": [entry]}).to_string().as_bytes());
+        write(
+            &layout.join("index.json"),
+            json!({"schemaVersion": 2, "manifests": [entry]}).to_string().as_bytes(),
+        );
         write(&layout.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#);
         Self {
             repository: spec.repository.clone(),
@@ -204,9 +208,16 @@ fn architecture() -> &'static str {
     if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }
 }
 
-fn build_platform(store: &Path, spec: &ImageSpec, layer_sizes: &[u64], architecture: &str) -> (Blob, Vec<Blob>, Vec<Blob>) {
-    let layers: Vec<Blob> =
-        store_layers(store, layer_sizes).into_iter().map(|b| Blob { media_type: spec.layer_type.clone(), ..b }).collect();
+fn build_platform(
+    store: &Path,
+    spec: &ImageSpec,
+    layer_sizes: &[u64],
+    architecture: &str,
+) -> (Blob, Vec<Blob>, Vec<Blob>) {
+    let layers: Vec<Blob> = store_layers(store, layer_sizes)
+        .into_iter()
+        .map(|b| Blob { media_type: spec.layer_type.clone(), ..b })
+        .collect();
     let diff_ids: Vec<&str> = layers.iter().map(|layer| layer.digest.as_str()).collect();
     let config = json!({
         "architecture": architecture, "os": "linux", "config": {},

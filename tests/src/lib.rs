@@ -10,6 +10,7 @@
 
 mod cluster;
 mod containerd;
+mod content;
 mod cri;
 mod ctr;
 mod http;

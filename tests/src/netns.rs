@@ -72,8 +72,10 @@ impl NetNs {
         if let Some(mbit) = mbit {
             let rate = format!("{mbit}mbit");
             // The burst must hold a 64 KiB segment, or nothing passes at all.
-            let shape =
-                ["qdisc", "add", "dev", link, "root", "tbf", "rate", &rate, "burst", "128kb", "latency", "100ms"];
+            let shape = [
+                "qdisc", "add", "dev", link, "root", "tbf", "rate", &rate, "burst", "128kb", "latency",
+                "100ms",
+            ];
             self.run("tc", &shape).expect("tbf is in the kernel");
         }
     }

@@ -112,7 +112,8 @@ fn is_inside(pid: i32, inodes: &BTreeSet<u64>) -> bool {
 
 fn unmount_below(dir: &Path) {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let below = mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|at| Path::new(at).starts_with(dir));
+    let below =
+        mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|at| Path::new(at).starts_with(dir));
     for at in below {
         let _gone = umount2(Path::new(at), MntFlags::MNT_DETACH);
     }

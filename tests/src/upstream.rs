@@ -47,7 +47,8 @@ impl Upstream {
             let loopback = "127.0.0.1:80".parse().expect("an address");
             self.netns.enter(|| HttpClient::connect(loopback, Duration::from_secs(1)))?.get("/v2/", &[])
         };
-        wait_for("the registry answers", START_MAX, look).unwrap_or_else(|error| panic!("{error}\n{}", self.process.log_tail(20)));
+        wait_for("the registry answers", START_MAX, look)
+            .unwrap_or_else(|error| panic!("{error}\n{}", self.process.log_tail(20)));
     }
 
     #[must_use]
@@ -78,12 +79,12 @@ impl Upstream {
 
     /// Takes the registry away as a cable would: no answer, no FIN, no RST.
     pub fn cut(&self) {
-        ip_batch(Some(&self.bridge), "link set up down\n");
+        ip_batch(Some(&self.bridge), "link set registry down\n");
     }
 
     /// Undoes [`Self::cut`].
     pub fn restore(&self) {
-        ip_batch(Some(&self.bridge), "link set up up\n");
+        ip_batch(Some(&self.bridge), "link set registry up\n");
     }
 
     /// Limits what the registry can send to all nodes together.

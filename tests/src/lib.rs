@@ -4,7 +4,7 @@
 //! It builds and breaks the world and reports what happened; it never decides whether that was right.
 //! The files under `tests/tests` do, one promise each, and `demo` tells the story to a human.
 //!
-//! Needs root and what `tests/parts.sh` installs. Everything is blocking: a test reads top to bottom, and
+//! Needs root and what `.ci/install` installs. Everything is blocking: a test reads top to bottom, and
 //! `std::thread::scope` is there when two things must happen at once.
 #![allow(clippy::disallowed_methods, reason = "real parts run on the real clock; nothing here is simulated")]
 

@@ -29,7 +29,7 @@ impl Generation {
             Self::V1_7 => parts_dir().join("containerd-1.7/usr/bin").join(name),
             Self::V2_1 => parts_dir().join("containerd-2.1/usr/bin").join(name),
         };
-        assert!(path.exists(), "{} is missing: run tests/parts.sh (as root) first", path.display());
+        assert!(path.exists(), "{} is missing: run .ci/install (as root) first", path.display());
         path
     }
 }

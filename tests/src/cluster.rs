@@ -264,6 +264,26 @@ impl Cluster {
         }
     }
 
+    /// What each node has sent so far, for [`Self::busiest_since`].
+    #[must_use]
+    pub fn bytes_sent(&self) -> Vec<u64> {
+        self.nodes.iter().map(|node| node.netns().link_bytes().sent).collect()
+    }
+
+    /// The node that sent most since then: the one a transfer comes from.
+    ///
+    /// # Panics
+    /// Never: a cluster has a node.
+    #[must_use]
+    pub fn busiest_since(&self, before: &[u64]) -> &Node {
+        let sent = self
+            .nodes
+            .iter()
+            .zip(before)
+            .map(|(node, before)| (node.netns().link_bytes().sent - before, node));
+        sent.max_by_key(|(bytes, _)| *bytes).map(|(_, node)| node).expect("a cluster has a node")
+    }
+
     /// Unwraps, or panics with `what`, the error and the ends of all logs.
     pub fn expect<T>(&self, what: &str, result: Result<T, String>) -> T {
         result.unwrap_or_else(|error| panic!("{what}: {error}\n{}", self.logs()))

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 
 use crate::containerd::{self, Paths};
 use crate::http::{Answer, HttpClient};
-use crate::image::Blob;
+use crate::image::{Blob, Image};
 use crate::netns::{NetNs, ip_batch};
 use crate::parts::{Generation, spegel_binary};
 use crate::process::{Process, run, tail};
@@ -286,6 +286,35 @@ impl Node {
     /// If no answer comes.
     pub fn get(&self, path: &str, headers: &[(&str, &str)]) -> Result<Answer, String> {
         self.client()?.get(path, headers)
+    }
+
+    /// Whether this node's mirror can get what the path names, from here or from a peer.
+    ///
+    /// # Errors
+    /// With the status it answered instead.
+    pub fn finds(&self, path: &str) -> Result<(), String> {
+        match self.client()?.request("HEAD", path, &[("Connection", "close")])?.status {
+            200 => Ok(()),
+            status => Err(format!("{}: {status} for {path}", self.name)),
+        }
+    }
+
+    /// Waits until this node's mirror can get the image by tag and all its content, and says how long that took.
+    ///
+    /// # Errors
+    /// Naming what it could not get.
+    pub fn wait_finds(&self, image: &Image, within: Duration) -> Result<Duration, String> {
+        let mut paths: Vec<String> = image.needed.iter().map(|blob| image.blob_path(blob)).collect();
+        paths.push(image.tag_path());
+        // What was found once is not asked again, so that the time is that of the last one.
+        let look = || {
+            while let Some(path) = paths.last() {
+                self.finds(path)?;
+                paths.pop();
+            }
+            Ok(())
+        };
+        wait_for("the image is found", within, look).map(|((), elapsed)| elapsed)
     }
 
     /// GET at another node's mirror, as a peer that must be answered from the local store alone.

@@ -1,7 +1,7 @@
 //! One child process: its log, its signals, what it costs.
 
 use std::fs::{self, File};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -31,6 +31,8 @@ impl Process {
         let output = File::options().create(true).append(true).open(log).expect("the log directory exists");
         let errors = output.try_clone().expect("a file can be duplicated");
         let child = command
+            // Ctrl-C at a terminal goes to the whole group; who dies when is for this program to say.
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(errors)

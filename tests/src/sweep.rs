@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -119,6 +120,14 @@ fn unmount_below(dir: &Path) {
     }
 }
 
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Whether a signal is ending this process: what fails from then on fails because of it.
+#[must_use]
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
 /// Removes every cluster of this process on SIGINT or SIGTERM and exits. For programs; tests have `Drop`.
 pub fn clean_up_on_signal() {
     thread::spawn(|| {
@@ -128,6 +137,7 @@ pub fn clean_up_on_signal() {
             let mut terminate = signal(SignalKind::terminate()).expect("SIGTERM can be caught");
             tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
         });
+        INTERRUPTED.store(true, Ordering::Relaxed);
         // The main thread may be starting things while this stops them, hence twice.
         for _ in 0..2 {
             sweep(|name| owner(name) == Some(process::id()));

@@ -1,5 +1,9 @@
 //! The harness itself: clusters of each generation come up, pull, break and leave nothing behind.
-#![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "real parts run on the real clock, and report figures")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    reason = "real parts run on the real clock, and report figures"
+)]
 
 use std::time::{Duration, Instant};
 

@@ -5,11 +5,12 @@
 
 use std::panic;
 use std::process::ExitCode;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use spegel_tests::{
-    Cluster, ClusterOptions, Generation, Image, ImageSpec, Node, Puller, clean_up_on_signal, mib,
-    spegel_binary, wait_for,
+    Cluster, ClusterOptions, Generation, Image, ImageSpec, Node, Puller, clean_up_on_signal, interrupted,
+    mib, spegel_binary, wait_for,
 };
 
 const UPSTREAM_MBIT: u32 = 200;
@@ -18,8 +19,17 @@ const LAYERS: [u64; 4] = [mib(16); 4];
 fn main() -> ExitCode {
     clean_up_on_signal();
     // A missing part panics with a sentence that says what to do; the backtrace would bury it.
-    panic::set_hook(Box::new(|info| eprintln!("\nThe demo stopped: {}", message(info.payload()))));
-    match panic::catch_unwind(demo) {
+    panic::set_hook(Box::new(|info| {
+        if !interrupted() {
+            eprintln!("\nThe demo stopped: {}", message(info.payload()))
+        }
+    }));
+    let ended = panic::catch_unwind(demo);
+    while interrupted() {
+        // The thread that cleans up ends the process.
+        thread::sleep(Duration::from_millis(10));
+    }
+    match ended {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
             eprintln!("\nThe demo failed: {error}");

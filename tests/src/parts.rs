@@ -1,0 +1,56 @@
+//! Where the programs are.
+
+use std::env;
+use std::path::PathBuf;
+
+/// A generation of containerd that Spegel promises to work with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Generation {
+    V1_6,
+    V1_7,
+    V2_1,
+}
+
+impl Generation {
+    /// All of them, oldest first.
+    pub const ALL: [Self; 3] = [Self::V1_6, Self::V1_7, Self::V2_1];
+
+    pub(crate) fn containerd(self) -> PathBuf {
+        self.program("containerd")
+    }
+
+    pub(crate) fn ctr(self) -> PathBuf {
+        self.program("ctr")
+    }
+
+    fn program(self, name: &str) -> PathBuf {
+        let path = match self {
+            Self::V1_6 => PathBuf::from("/usr/bin").join(name),
+            Self::V1_7 => parts_dir().join("containerd-1.7/usr/bin").join(name),
+            Self::V2_1 => parts_dir().join("containerd-2.1/usr/bin").join(name),
+        };
+        assert!(path.exists(), "{} is missing: run .ci/install (as root) first", path.display());
+        path
+    }
+}
+
+/// The `spegel` binary under test: `SPEGEL_BIN`, or the release build.
+#[must_use]
+pub fn spegel_binary() -> PathBuf {
+    let path = env::var_os("SPEGEL_BIN").map_or_else(|| target_dir().join("release/spegel"), PathBuf::from);
+    assert!(
+        path.exists(),
+        "{} is missing: cargo build --release -p spegel, or set SPEGEL_BIN",
+        path.display()
+    );
+    path
+}
+
+fn parts_dir() -> PathBuf {
+    env::var_os("SPEGEL_PARTS").map_or_else(|| target_dir().join("parts"), PathBuf::from)
+}
+
+pub(crate) fn target_dir() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target")), PathBuf::from)
+}

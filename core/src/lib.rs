@@ -26,6 +26,7 @@ mod output;
 mod pacer;
 mod peer;
 mod range;
+mod report;
 mod rng;
 #[cfg(test)]
 mod test_time;
@@ -48,6 +49,7 @@ pub use crate::{
     output::{Notice, Output, RefuseReason, Wake},
     peer::{Member, PeerId, PeerIdError, Zone},
     range::{ByteRange, ContentRange, RangeError, Unsatisfiable},
+    report::Report,
 };
 
 use std::fmt;

@@ -1,4 +1,444 @@
-//! stub
-/// stub
+//! The dispatcher: hands each input to the machine whose noun it is, carries events from one
+//! machine to the next, and queues what the shell must do. Decides nothing itself.
+//!
+//! The shell's loop, for [`Node::handle`] and [`Node::handle_timeout`] alike:
+//!
+//! 1. call it with the time,
+//! 2. drain [`Node::poll_output`] to `None` and carry out each output,
+//! 3. wait for the next input, or until [`Node::poll_timeout`].
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    Config, ExchangeId, Input, Member, Notice, Output, PeerId, PullId, Wake,
+    bootstrap::{self, Bootstrap},
+    directory::{self, Directory, LookupId},
+    fetch::{self, Candidate, Fetch},
+    health::Health,
+    inventory::{self, Inventory},
+    membership::{self, Membership},
+    message::{Reply, Request},
+    report::Report,
+};
+
+/// Longest wait for the reply to a gossip packet. Shorter and a busy node loses packets that
+/// would have arrived; longer and exchanges with a dead node pile up.
+const SWIM_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Longest wait for other nodes to take note of this node's farewell. Shorter and some go on
+/// naming it; longer and a rolling update waits for nodes that are dead.
+const FAREWELL_MAX: Duration = Duration::from_secs(1);
+
+/// Most control messages without a reply. Each costs a stream of a connection; the machines
+/// bound their own, so that more than this means that replies have stopped altogether, and
+/// further messages fail at once.
+const EXCHANGES_MAX: usize = 16_384;
+
+/// How often a peer that sends nonsense is mentioned. More often and it fills the log.
+const MALFORMED_NOTICE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Most peers whose nonsense is remembered. Fewer and many such peers fill the log.
+const MALFORMED_PEERS_MAX: usize = 256;
+
+/// Most rounds of passing events between machines after one input. They settle in a handful;
+/// more means that two machines answer each other for ever.
+const SETTLE_ROUNDS_MAX: usize = 100_000;
+
+/// All decisions of one mirror node.
 #[derive(Debug)]
-pub struct Node;
+pub struct Node {
+    inventory: Inventory,
+    bootstrap: Bootstrap,
+    membership: Membership,
+    directory: Directory,
+    fetch: Fetch,
+    health: Health,
+    exchanges: BTreeMap<ExchangeId, Exchange>,
+    next_exchange: u64,
+    lookups: BTreeMap<LookupId, PullId>,
+    malformed: BTreeMap<PeerId, Instant>,
+    ready: bool,
+    shutdown: Option<Shutdown>,
+    outputs: VecDeque<Output>,
+}
+
+/// What a control message was sent for.
+#[derive(Clone, Copy, Debug)]
+enum Exchange {
+    Swim(PeerId),
+    Directory(u64),
+}
+
+/// How far the end of the process is.
+#[derive(Clone, Copy, Debug)]
+enum Shutdown {
+    /// Waiting for other nodes to take note, but no longer than this.
+    Leaving { until: Instant },
+    /// [`Output::ShutdownComplete`] was given.
+    Complete,
+}
+
+impl Node {
+    /// Starts a node; equal arguments and inputs give equal outputs.
+    #[must_use]
+    pub fn new(now: Instant, config: Config, seed: u64) -> Self {
+        let me = Member {
+            peer: config.peer,
+            generation: config.started_at_unix_ms,
+            addrs: Arc::new([]),
+            router_port: config.router_port,
+            registry_port: config.registry_port,
+            zone: config.zone.clone(),
+        };
+        let mut node = Self {
+            inventory: Inventory::new(config.filters, seed),
+            bootstrap: Bootstrap::new(config.peer, seed),
+            membership: Membership::new(me, seed),
+            directory: Directory::new(config.peer, config.zone, seed, config.resolve_timeout),
+            fetch: Fetch::new(seed, config.peer, config.resolve_retries),
+            health: Health::new(seed),
+            exchanges: BTreeMap::new(),
+            next_exchange: 0,
+            lookups: BTreeMap::new(),
+            malformed: BTreeMap::new(),
+            ready: false,
+            shutdown: None,
+            outputs: VecDeque::new(),
+        };
+        node.bootstrap.start(now);
+        node.settle(now);
+        node
+    }
+
+    /// Applies one input. `now` must not go backwards between calls.
+    pub fn handle(&mut self, now: Instant, input: Input) {
+        match input {
+            Input::ContainerdConnected { .. } => self.inventory.on_connected(now),
+            Input::ContainerdDisconnected { cause } => self.inventory.on_disconnected(now, cause),
+            Input::Listed(listing) => self.inventory.on_listed(now, listing),
+            Input::ListFailed { cause } => self.inventory.on_list_failed(now, &cause),
+            Input::ImageChanged(image) => self.inventory.on_image_changed(now, &image),
+            Input::ImageDeleted { name } => self.inventory.on_image_deleted(now, &name),
+            Input::BlobCommitted { digest } => self.inventory.on_blob_committed(now, &digest),
+            Input::BlobRemoved { digest } => self.inventory.on_blob_removed(now, &digest),
+            Input::WatchLost { cause } => self.inventory.on_watch_lost(now, &cause),
+            Input::Inspected { digest, outcome } => self.inventory.on_inspected(now, &digest, outcome),
+            Input::ManifestRead { digest, outcome } => self.inventory.on_manifest_read(now, &digest, outcome),
+            Input::ContentUnreadable { digest } => self.inventory.on_content_unreadable(now, &digest),
+
+            Input::ListenAddrsChanged { addrs } => self.membership.set_addrs(now, addrs),
+            Input::BootstrapResolved { addrs } => self.bootstrap.on_resolved(now, addrs),
+            Input::BootstrapFailed { cause } => self.bootstrap.on_failed(now, &cause),
+            Input::Dialed { addr, peer } => self.bootstrap.on_dialed(now, addr, peer),
+            Input::DialFailed { addr, .. } => self.bootstrap.on_dial_failed(now, addr),
+            Input::MessageReceived { from, exchange, message } => {
+                let reply = self.answer(now, from, &message);
+                self.outputs.push_back(Output::Reply { exchange, message: reply.encode() });
+            }
+            Input::ReplyReceived { exchange, message } => self.receive_reply(now, exchange, &message),
+            Input::SendFailed { exchange, .. } => self.fail_exchange(now, exchange),
+
+            Input::PullRequested { pull, key, digest, kind, whole } => {
+                self.fetch.on_requested(now, pull, key, digest, kind, whole, &mut self.health);
+            }
+            Input::FetchAnswered { pull, attempt, body_bytes } => {
+                self.fetch.on_answered(now, pull, attempt, body_bytes, &mut self.health);
+            }
+            Input::FetchFailed { pull, attempt, cause } => {
+                self.fetch.on_failed(now, pull, attempt, cause, &mut self.health);
+            }
+            Input::FetchProgressed { pull, attempt, bytes, starved } => {
+                self.fetch.on_progressed(now, pull, attempt, bytes, starved, &mut self.health);
+            }
+            Input::FetchCompleted { pull, attempt, bytes } => {
+                self.fetch.on_completed(now, pull, attempt, bytes, &mut self.health);
+            }
+            Input::PullAbandoned { pull } => self.fetch.on_abandoned(now, pull, &mut self.health),
+
+            Input::ShutdownRequested => self.begin_shutdown(now),
+        }
+        self.settle(now);
+    }
+
+    /// Fires everything due at `now`. Early, late and repeated calls are harmless.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.inventory.handle_timeout(now);
+        self.bootstrap.handle_timeout(now);
+        self.membership.handle_timeout(now);
+        self.directory.handle_timeout(now);
+        self.fetch.handle_timeout(now, &mut self.health);
+        self.settle(now);
+    }
+
+    /// When to call [`Node::handle_timeout`] next, and what for.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<(Instant, Wake)> {
+        let shutdown = match self.shutdown {
+            Some(Shutdown::Leaving { until }) => Some(until),
+            Some(Shutdown::Complete) | None => None,
+        };
+        [
+            (self.inventory.poll_timeout(), Wake::Inventory),
+            (self.bootstrap.poll_timeout(), Wake::Bootstrap),
+            (self.membership.poll_timeout(), Wake::Membership),
+            (self.directory.poll_timeout(), Wake::Directory),
+            (self.fetch.poll_timeout(), Wake::Fetch),
+            (shutdown, Wake::Shutdown),
+        ]
+        .into_iter()
+        .filter_map(|(at, wake)| at.map(|at| (at, wake)))
+        .min_by_key(|(at, _)| *at)
+    }
+
+    /// Next action in order of decision; drain to `None` after every `handle*`.
+    #[must_use]
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// What the node knows, for metrics and the operator.
+    #[must_use]
+    pub fn report(&self, now: Instant) -> Report {
+        Report {
+            ready: self.ready,
+            me: self.membership.me().clone(),
+            members: self.membership.members().cloned().collect(),
+            inventory: self.inventory.report(),
+            directory: self.directory.report(),
+            peers: self.health.report(now),
+            pulls: self.fetch.in_flight(),
+        }
+    }
+
+    /// Passes events between the machines until none has any left.
+    fn settle(&mut self, now: Instant) {
+        for _ in 0..SETTLE_ROUNDS_MAX {
+            if let Some(event) = self.inventory.poll_event() {
+                self.route_inventory(now, event);
+            } else if let Some(event) = self.bootstrap.poll_event() {
+                self.route_bootstrap(now, event);
+            } else if let Some(event) = self.membership.poll_event() {
+                self.route_membership(now, event);
+            } else if let Some(event) = self.directory.poll_event() {
+                self.route_directory(now, event);
+            } else if let Some(event) = self.fetch.poll_event() {
+                self.route_fetch(now, event);
+            } else if let Some(notice) = self.health.poll_event() {
+                self.outputs.push_back(Output::Notice(notice));
+            } else {
+                self.settle_process(now);
+                return;
+            }
+        }
+        unreachable!("machines answered each other {SETTLE_ROUNDS_MAX} times after one input");
+    }
+
+    fn settle_process(&mut self, now: Instant) {
+        let ready = self.inventory.is_listed() && self.shutdown.is_none();
+        if ready != self.ready {
+            self.ready = ready;
+            self.outputs.push_back(Output::SetReady { ready });
+        }
+        if let Some(Shutdown::Leaving { until }) = self.shutdown
+            && (self.directory.goodbyes_in_flight() == 0 || until <= now)
+        {
+            self.shutdown = Some(Shutdown::Complete);
+            self.outputs.push_back(Output::ShutdownComplete);
+        }
+    }
+
+    fn route_inventory(&mut self, now: Instant, event: inventory::Event) {
+        let output = match event {
+            inventory::Event::Hold(key) => return self.directory.hold(now, key),
+            inventory::Event::Release(key) => return self.directory.release(now, key),
+            inventory::Event::ServeContent { digest, size } => {
+                self.fetch.on_content_appeared(now, &digest, &mut self.health);
+                Output::ServeContent { digest, size }
+            }
+            inventory::Event::StopServingContent { digest } => Output::StopServingContent { digest },
+            inventory::Event::ServeTag { name, digest } => Output::ServeTag { name, digest },
+            inventory::Event::StopServingTag { name } => Output::StopServingTag { name },
+            inventory::Event::ConnectContainerd => Output::ConnectContainerd,
+            inventory::Event::List => Output::List,
+            inventory::Event::Inspect { digest } => Output::Inspect { digest },
+            inventory::Event::ReadManifest { digest } => Output::ReadManifest { digest },
+            inventory::Event::Notice(notice) => Output::Notice(notice),
+        };
+        self.outputs.push_back(output);
+    }
+
+    fn route_bootstrap(&mut self, now: Instant, event: bootstrap::Event) {
+        let output = match event {
+            bootstrap::Event::Join { peer, addr } => return self.membership.join(now, peer, addr),
+            bootstrap::Event::Resolve => Output::ResolveBootstrap,
+            bootstrap::Event::Dial { addr, peer, timeout } => Output::Dial { addr, peer, timeout },
+            bootstrap::Event::Notice(notice) => Output::Notice(notice),
+        };
+        self.outputs.push_back(output);
+    }
+
+    fn route_membership(&mut self, now: Instant, event: membership::Event) {
+        match event {
+            membership::Event::Send { to, addrs, packet } => {
+                self.send(now, Exchange::Swim(to), to, addrs, &Request::Swim(packet), SWIM_TIMEOUT);
+            }
+            membership::Event::Up(member) => {
+                self.directory.member_up(now, member.peer, member.zone.clone());
+                self.bootstrap.on_members(now, self.membership.len());
+                self.outputs.push_back(Output::Notice(Notice::MemberUp { member }));
+            }
+            membership::Event::Changed(member) => {
+                // A new generation may be a new process that knows nothing of what the last
+                // one was told: what was announced to it must be announced again.
+                self.directory.member_down(now, member.peer);
+                self.directory.member_up(now, member.peer, member.zone.clone());
+                self.outputs.push_back(Output::Notice(Notice::MemberUp { member }));
+            }
+            membership::Event::Down(peer) => {
+                self.directory.member_down(now, peer);
+                self.fetch.on_peer_down(now, &peer, &mut self.health);
+                self.health.on_member_down(&peer);
+                self.bootstrap.on_members(now, self.membership.len());
+                self.outputs.push_back(Output::Disconnect { peer });
+                self.outputs.push_back(Output::Notice(Notice::MemberDown { peer }));
+            }
+        }
+    }
+
+    fn route_directory(&mut self, now: Instant, event: directory::Event) {
+        match event {
+            directory::Event::Send { exchange, to, request, timeout } => {
+                let addrs = self.membership.member(&to).map(Member::router_addrs).unwrap_or_default();
+                self.send(now, Exchange::Directory(exchange), to, addrs, &request, timeout);
+            }
+            directory::Event::Answered { lookup, holders, outcome } => {
+                let Some(pull) = self.lookups.remove(&lookup) else { return };
+                let candidates = holders.iter().filter_map(|peer| self.candidate(peer)).collect();
+                let definitive = outcome == directory::Outcome::Definitive;
+                self.fetch.on_holders(now, pull, candidates, definitive, &mut self.health);
+            }
+        }
+    }
+
+    fn route_fetch(&mut self, now: Instant, event: fetch::Event) {
+        match event {
+            fetch::Event::Lookup { pull, key } => {
+                let lookup = self.directory.lookup(now, key);
+                self.lookups.insert(lookup, pull);
+            }
+            fetch::Event::CancelLookup { pull } => {
+                let lookups = self.lookups.iter().filter(|(_, of)| **of == pull);
+                let lookups: Vec<_> = lookups.map(|(lookup, _)| *lookup).collect();
+                for lookup in lookups {
+                    self.lookups.remove(&lookup);
+                    self.directory.cancel_lookup(lookup);
+                }
+            }
+            fetch::Event::Output(output) => self.outputs.push_back(output),
+        }
+    }
+
+    /// A holder as the pulls see it: its addresses in the families this node has itself.
+    fn candidate(&self, peer: &PeerId) -> Option<Candidate> {
+        let member = self.membership.member(peer)?;
+        let me = self.membership.me();
+        let reachable =
+            |ip: IpAddr| me.addrs.is_empty() || me.addrs.iter().any(|own| own.is_ipv4() == ip.is_ipv4());
+        let mut addrs = member.registry_addrs();
+        addrs.retain(|addr| reachable(addr.ip()));
+        let same_zone = me.zone.is_some() && me.zone == member.zone;
+        Some(Candidate { peer: *peer, addrs, same_zone })
+    }
+
+    fn send(
+        &mut self,
+        now: Instant,
+        purpose: Exchange,
+        to: PeerId,
+        addrs: Vec<SocketAddr>,
+        request: &Request,
+        timeout: Duration,
+    ) {
+        if self.exchanges.len() >= EXCHANGES_MAX {
+            return self.end_exchange(now, purpose, None);
+        }
+        let exchange = ExchangeId(self.next_exchange);
+        self.next_exchange += 1;
+        self.exchanges.insert(exchange, purpose);
+        self.outputs.push_back(Output::Send { to, addrs, exchange, message: request.encode(), timeout });
+    }
+
+    fn answer(&mut self, now: Instant, from: PeerId, message: &[u8]) -> Reply {
+        match Request::decode(message) {
+            Ok(Request::Swim(packet)) => match self.membership.on_message(now, from, &packet) {
+                Ok(packet) => packet.map_or(Reply::Ack, Reply::Swim),
+                Err(error) => {
+                    self.note_malformed(now, from, error.to_string());
+                    Reply::Unsupported
+                }
+            },
+            Ok(Request::Announce(announce)) => self.directory.on_announce(now, from, &announce),
+            Ok(Request::Lookup { key }) => self.directory.on_lookup(now, from, key),
+            Ok(Request::Goodbye) => {
+                self.directory.on_goodbye(now, from);
+                self.membership.on_goodbye(now, from);
+                Reply::Ack
+            }
+            Err(error) => {
+                self.note_malformed(now, from, error.to_string());
+                Reply::Unsupported
+            }
+        }
+    }
+
+    fn receive_reply(&mut self, now: Instant, exchange: ExchangeId, message: &[u8]) {
+        let Some(purpose) = self.exchanges.remove(&exchange) else { return };
+        // A reply that makes no sense is worth as much as none: the machine that waits for it
+        // asks another, or again.
+        self.end_exchange(now, purpose, Reply::decode(message).ok());
+    }
+
+    fn fail_exchange(&mut self, now: Instant, exchange: ExchangeId) {
+        if let Some(purpose) = self.exchanges.remove(&exchange) {
+            self.end_exchange(now, purpose, None);
+        }
+    }
+
+    fn end_exchange(&mut self, now: Instant, purpose: Exchange, reply: Option<Reply>) {
+        match (purpose, reply) {
+            (Exchange::Swim(from), Some(Reply::Swim(packet))) => {
+                if let Err(error) = self.membership.on_reply(now, from, &packet) {
+                    self.note_malformed(now, from, error.to_string());
+                }
+            }
+            // SWIM counts on packets being lost.
+            (Exchange::Swim(_), _) => {}
+            (Exchange::Directory(exchange), Some(reply)) => self.directory.on_reply(now, exchange, reply),
+            (Exchange::Directory(exchange), None) => self.directory.on_failed(now, exchange),
+        }
+    }
+
+    fn note_malformed(&mut self, now: Instant, peer: PeerId, cause: String) {
+        self.malformed.retain(|_, said| now.saturating_duration_since(*said) < MALFORMED_NOTICE_INTERVAL);
+        if self.malformed.len() < MALFORMED_PEERS_MAX && !self.malformed.contains_key(&peer) {
+            self.malformed.insert(peer, now);
+            self.outputs.push_back(Output::Notice(Notice::MessageMalformed { peer, cause }));
+        }
+    }
+
+    /// Tells everyone, so that nobody asks this node again; transfers go on.
+    fn begin_shutdown(&mut self, now: Instant) {
+        if self.shutdown.is_some() {
+            return;
+        }
+        self.shutdown = Some(Shutdown::Leaving { until: now + FAREWELL_MAX });
+        self.membership.leave(now);
+        self.directory.leave(now);
+        self.fetch.shutdown();
+    }
+}

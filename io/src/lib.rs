@@ -16,6 +16,7 @@ pub mod net;
 pub mod peer;
 pub mod registry;
 pub mod resolve;
+pub mod shell;
 
 #[cfg(test)]
 mod registry_tests;

@@ -1,0 +1,22 @@
+//! What a node knows about itself and the cluster, for metrics and the operator.
+
+use crate::{DirectoryReport, InventoryReport, Member, PeerReport};
+
+/// A node at one moment.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Whether it is ready.
+    pub ready: bool,
+    /// What it tells others of itself.
+    pub me: Member,
+    /// The other live members, in order of peer ID.
+    pub members: Vec<Member>,
+    /// What it can serve.
+    pub inventory: InventoryReport,
+    /// What it owns and announces.
+    pub directory: DirectoryReport,
+    /// What it remembers of its peers.
+    pub peers: Vec<PeerReport>,
+    /// Pulls in flight.
+    pub pulls: usize,
+}

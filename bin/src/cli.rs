@@ -5,11 +5,13 @@
 //! flag separated by spaces (`--mirrored-registries a b`); in the environment they are one
 //! line of comma-separated values.
 
-use std::{env, ffi::OsString, path::PathBuf, time::Duration};
+use std::{env, ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
 
-use crate::{go_duration, listen::ListenAddr};
+use spegel_io::listen;
+
+use crate::go_duration;
 
 /// A peer-to-peer image mirror for every Kubernetes node.
 #[derive(Debug, Parser)]
@@ -47,6 +49,14 @@ pub(crate) enum Command {
     Version(Version),
 }
 
+/// Addresses to listen at: two where a flag names no host, one for each family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Listen(pub(crate) Vec<SocketAddr>);
+
+fn listen_addr(text: &str) -> Result<Listen, String> {
+    listen::parse(text).map(Listen).map_err(|error| error.to_string())
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Registry {
     /// How to find other nodes: dns, http or static.
@@ -74,8 +84,8 @@ pub(crate) struct Registry {
     pub(crate) static_bootstrap_peers: Vec<String>,
 
     /// Where to serve metrics and the debug page.
-    #[arg(long, env = "METRICS_ADDR", default_value = ":9090")]
-    pub(crate) metrics_addr: ListenAddr,
+    #[arg(long, env = "METRICS_ADDR", default_value = ":9090", value_parser = listen_addr)]
+    pub(crate) metrics_addr: Listen,
 
     /// containerd's socket.
     #[arg(long, env = "CONTAINERD_SOCK", default_value = "/run/containerd/containerd.sock")]
@@ -98,12 +108,12 @@ pub(crate) struct Registry {
     pub(crate) data_dir: String,
 
     /// Where to listen for other nodes' control messages.
-    #[arg(long, env = "ROUTER_ADDR", default_value = ":5001")]
-    pub(crate) router_addr: ListenAddr,
+    #[arg(long, env = "ROUTER_ADDR", default_value = ":5001", value_parser = listen_addr)]
+    pub(crate) router_addr: Listen,
 
     /// Where to serve the registry.
-    #[arg(long, env = "REGISTRY_ADDR", default_value = ":5000")]
-    pub(crate) registry_addr: ListenAddr,
+    #[arg(long, env = "REGISTRY_ADDR", default_value = ":5000", value_parser = listen_addr)]
+    pub(crate) registry_addr: Listen,
 
     /// Registries to mirror, as URLs; all if empty.
     #[arg(long, num_args = 0..)]
@@ -166,7 +176,7 @@ pub(crate) struct Configuration {
 pub(crate) struct Cleanup {
     /// Where to answer /readyz once done.
     #[arg(long, env = "ADDR")]
-    pub(crate) addr: ListenAddr,
+    pub(crate) addr: String,
 
     /// Directory that containerd reads registry configuration from.
     #[arg(long, env = "CONTAINERD_REGISTRY_CONFIG_PATH", default_value = "/etc/containerd/certs.d")]

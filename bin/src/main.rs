@@ -1,9 +1,143 @@
-//! The `spegel` command: flags, configuration, wiring, signals.
+//! The `spegel` command: flags, wiring, signals.
 
 mod cli;
 mod go_duration;
-mod listen;
+mod registry;
 
-fn main() {
-    let _ = cli::parse(std::env::args_os());
+use std::{error::Error, future::Future, io::Write as _, path::Path, process::ExitCode};
+
+use spegel_io::{
+    cleanup,
+    hosts_toml::{self, BASIC_AUTH_DIR, BasicAuth, HostsTomlSettings},
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info, level_filters::LevelFilter};
+
+use crate::cli::{Command, Exit, LogLevel, VersionFormat};
+
+fn main() -> ExitCode {
+    let cli = match cli::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(Exit::Print(text)) => return print(&text),
+        Err(Exit::Wrong(line)) => return fail(&line),
+    };
+    let runs = match &cli.command {
+        Command::Version(version) => return print(&version_text(version.format)),
+        Command::Registry(_) | Command::Configuration(_) | Command::Cleanup(_) | Command::CleanupWait(_) => {
+            tokio::runtime::Builder::new_multi_thread().enable_all().build()
+        }
+    };
+    let runtime = match runs {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("threads cannot be started: {error}")),
+    };
+    log_to_stderr(cli.log_level);
+    match runtime.block_on(run(cli.command)) {
+        Ok(()) => {
+            info!("exit gracefully");
+            ExitCode::SUCCESS
+        }
+        Err(cause) => {
+            error!(error = %chain(cause.as_ref()), "exit with error");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> Result<(), Box<dyn Error>> {
+    match command {
+        Command::Registry(flags) => registry::run(*flags, terminated()?).await,
+        Command::Configuration(flags) => {
+            let settings = HostsTomlSettings {
+                config_path: flags.containerd_registry_config_path,
+                mirrored_registries: flags.mirrored_registries,
+                mirror_targets: flags.mirror_targets,
+                resolve_tags: flags.resolve_tags,
+                prepend_existing: flags.prepend_existing,
+                auth: BasicAuth::read(Path::new(BASIC_AUTH_DIR))?,
+            };
+            hosts_toml::configure(&settings)?;
+            info!(path = %settings.config_path.display(), "containerd asks the mirror first");
+            Ok(())
+        }
+        Command::Cleanup(flags) => {
+            Ok(cleanup::cleanup(&flags.addr, &flags.containerd_registry_config_path, terminated()?).await?)
+        }
+        Command::CleanupWait(flags) => {
+            let wait = cleanup::cleanup_wait(&flags.probe_endpoint, flags.threshold, flags.period);
+            tokio::select! {
+                done = wait => Ok(done?),
+                () = terminated()? => Err("ended before every cleanup had answered".into()),
+            }
+        }
+        Command::Version(_) => unreachable!("printed before the runtime was started"),
+    }
+}
+
+/// Completes when the process is told to end.
+fn terminated() -> Result<impl Future<Output = ()>, std::io::Error> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+fn log_to_stderr(level: LogLevel) {
+    let level = match level {
+        LogLevel::Trace => LevelFilter::TRACE,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Error => LevelFilter::ERROR,
+    };
+    let own = ["spegel", "spegel_io"].map(|target| format!("{target}={level}")).join(",");
+    // Libraries speak of their own affairs: what an operator must know, this program says itself.
+    let filter = tracing_subscriber::EnvFilter::new(format!("warn,{own}"));
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_file(true)
+        .with_line_number(true)
+        .with_writer(std::io::stderr)
+        .with_env_filter(filter)
+        .init();
+}
+
+fn version_text(format: VersionFormat) -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    match format {
+        VersionFormat::Text => format!("spegel {version}\n"),
+        VersionFormat::Json => format!("{{\"name\":\"spegel\",\"version\":\"{version}\"}}\n"),
+    }
+}
+
+fn print(text: &str) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn fail(line: &str) -> ExitCode {
+    // With stderr gone there is nobody to tell.
+    let _ = writeln!(std::io::stderr(), "spegel: {line}");
+    ExitCode::FAILURE
+}
+
+/// An error and what caused it, in one line; causes that their error already quotes are left out.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
 }

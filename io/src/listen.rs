@@ -32,7 +32,7 @@ pub enum ListenError {
     },
 }
 
-/// Reads `[HOST]:PORT`.
+/// Reads `[HOST]:PORT`, where the host is an IP address or `localhost`.
 ///
 /// # Errors
 ///
@@ -40,6 +40,9 @@ pub enum ListenError {
 pub fn parse(text: &str) -> Result<Vec<SocketAddr>, ListenError> {
     if let Ok(addr) = text.parse() {
         return Ok(vec![addr]);
+    }
+    if let Some(port) = text.strip_prefix("localhost:").and_then(|port| port.parse::<u16>().ok()) {
+        return Ok(vec![(Ipv4Addr::LOCALHOST, port).into()]);
     }
     match text.strip_prefix(':').and_then(|port| port.parse::<u16>().ok()) {
         Some(port) => Ok(vec![(Ipv6Addr::UNSPECIFIED, port).into(), (Ipv4Addr::UNSPECIFIED, port).into()]),

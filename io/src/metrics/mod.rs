@@ -5,6 +5,7 @@
 
 mod http;
 mod process;
+mod report;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,7 +29,7 @@ use prometheus_client::{
 use spegel_core::{PeerId, RefuseReason};
 
 use self::http::observe_debug;
-use crate::clock;
+use crate::{clock, shell::Reports};
 
 /// Most registries told apart in labels; the rest share `other`. Fewer and a cluster with many
 /// registries cannot tell them apart; without a bound anyone who can send a request could fill
@@ -168,32 +169,32 @@ impl Metrics {
     }
 
     /// How many tags are announced.
-    pub fn set_advertised_image_tags(&self, counts: &Advertised) {
+    fn set_advertised_image_tags(&self, counts: &Advertised) {
         self.set_advertised(&self.0.advertised_tags, counts);
     }
 
     /// How many images are announced, by digest of their root.
-    pub fn set_advertised_image_digests(&self, counts: &Advertised) {
+    fn set_advertised_image_digests(&self, counts: &Advertised) {
         self.set_advertised(&self.0.advertised_images, counts);
     }
 
     /// How many manifests and blobs are announced.
-    pub fn set_advertised_content_digests(&self, counts: &Advertised) {
+    fn set_advertised_content_digests(&self, counts: &Advertised) {
         self.set_advertised(&self.0.advertised_contents, counts);
     }
 
     /// Something unusual was found in an image. `reason` is one of a few fixed words.
-    pub fn image_found_unusual(&self, reason: &'static str) {
+    fn image_found_unusual(&self, reason: &'static str) {
         self.0.image_findings.get_or_create(&[("reason", reason.into())]).inc();
     }
 
     /// How many images are quarantined.
-    pub fn set_quarantined_images(&self, count: u64) {
+    fn set_quarantined_images(&self, count: u64) {
         self.0.quarantined_images.set(gauge_value(count));
     }
 
     /// How many members of the cluster are alive, this node among them.
-    pub fn set_members(&self, count: u64) {
+    fn set_members(&self, count: u64) {
         self.0.members.set(gauge_value(count));
     }
 
@@ -303,15 +304,19 @@ fn gauge_value(count: u64) -> i64 {
 
 /// What `--metrics-addr` serves: `/metrics`, and who this node is.
 #[must_use]
-pub fn router(metrics: Metrics, peer: PeerId) -> Router {
+pub fn router(metrics: Metrics, reports: Reports, peer: PeerId) -> Router {
     Router::new()
         .route("/metrics", routing::get(encode))
         .route("/debug/web/metadata", routing::get(move || metadata(peer)))
         .layer(axum::middleware::from_fn_with_state(metrics.clone(), observe_debug))
-        .with_state(metrics)
+        .with_state((metrics, reports))
 }
 
-async fn encode(State(metrics): State<Metrics>) -> impl IntoResponse {
+async fn encode(State((metrics, reports)): State<(Metrics, Reports)>) -> impl IntoResponse {
+    // Without a report the gauges stay at what they were.
+    if let Some(report) = reports.report().await {
+        metrics.reported(&report);
+    }
     let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     ([(header::CONTENT_TYPE, kind)], metrics.encode())
 }

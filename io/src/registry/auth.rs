@@ -17,12 +17,12 @@ pub struct Credentials {
 impl Credentials {
     /// Credentials of a user.
     #[must_use]
-    pub fn new(username: &str, password: &str) -> Self {
-        let pair = format!("{username}:{password}");
+    pub fn new(username: &[u8], password: &[u8]) -> Self {
+        let pair = [username, b":", password].concat();
         let header = format!("Basic {}", STANDARD.encode(&pair));
         let mut header = HeaderValue::try_from(header).expect("base64 is visible ASCII");
         header.set_sensitive(true);
-        Self { header, hash: hash(pair.as_bytes()) }
+        Self { header, hash: hash(&pair) }
     }
 
     /// The `Authorization` header to send to other nodes.

@@ -1,0 +1,150 @@
+//! `spegel registry`: adapters around the core, until the process is told to end.
+
+use std::{error::Error, future::Future, net::SocketAddr, path::Path, time::Duration};
+
+use axum::Router;
+use spegel_core::{Config, Filters, Input, Node, Zone};
+use spegel_io::{
+    clock,
+    containerd::{Containerd, ContainerdSettings},
+    content::{self, ContentDir},
+    control::{self, ControlSettings},
+    hosts_toml::{BASIC_AUTH_DIR, BasicAuth},
+    identity::Identity,
+    listen,
+    metrics::{self, Metrics},
+    mirror::Pulls,
+    net::TcpDialer,
+    ports::Ports,
+    registry::{self, Credentials, Serving},
+    resolve::{Resolver, ResolverSettings, id_router},
+    shell,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::cli::Registry;
+
+/// How long transfers may go on after the process was told to end. Kubernetes kills it after 30 s
+/// unless told otherwise; a transfer that is cut off is resumed by containerd elsewhere.
+const DRAIN_MAX: Duration = Duration::from_secs(25);
+
+/// How long requests for metrics and the like may go on then.
+const DEBUG_DRAIN_MAX: Duration = Duration::from_secs(1);
+
+pub(crate) async fn run(flags: Registry, terminated: impl Future<Output = ()>) -> Result<(), Box<dyn Error>> {
+    let router_port = port(&flags.router_addr.0);
+    let resolver = Resolver::new(&ResolverSettings {
+        kind: flags.bootstrap_kind.unwrap_or_default(),
+        dns_domain: flags.dns_bootstrap_domain,
+        http_url: flags.http_bootstrap_url,
+        http_cert_dir: flags.http_bootstrap_cert_dir.into(),
+        static_peers: flags.static_bootstrap_peers,
+        router_port,
+    })?;
+    let filters = Filters::new(&flags.mirrored_registries, &flags.registry_filters)?;
+    let containerd = ContainerdSettings {
+        socket: flags.containerd_sock,
+        namespace: flags.containerd_namespace,
+        content_path: flags.containerd_content_path,
+    };
+    containerd.check_content_path()?;
+    let basic_auth = BasicAuth::read(Path::new(BASIC_AUTH_DIR))?;
+    let credentials = basic_auth.map(|auth| Credentials::new(&auth.username, &auth.password));
+    let identity = Identity::load(Path::new(&flags.data_dir))?;
+
+    let registry_listeners = bind("--registry-addr", &flags.registry_addr.0)?;
+    let metrics_listeners = bind("--metrics-addr", &flags.metrics_addr.0)?;
+    let id_listeners = match flags.http_bootstrap_addr.as_str() {
+        "" => Vec::new(),
+        addr => bind("--http-bootstrap-addr", &listen::parse(addr)?)?,
+    };
+
+    let (inputs, from_adapters) = mpsc::channel(shell::INPUTS_MAX);
+    let settings = ControlSettings { keypair: identity.keypair, listen: flags.router_addr.0 };
+    let control = control::spawn(settings, inputs.clone())?;
+    let metrics = Metrics::of_process();
+    let serving = Serving::default();
+    let store = ContentDir::new(&containerd.content_path);
+    let pulls = Pulls::new(TcpDialer, inputs.clone(), credentials.clone(), metrics.clone());
+    let (ready, is_ready) = watch::channel(false);
+    let (farewell, mut farewell_said) = watch::channel(false);
+    let (reports, report_requests) = shell::reports();
+    let _watch = content::watch::spawn(&containerd.content_path, inputs.clone());
+
+    let config = Config {
+        peer: identity.peer,
+        started_at_unix_ms: clock::unix_ms(),
+        router_port,
+        registry_port: port(&flags.registry_addr.0),
+        zone: Zone::new(&flags.zone),
+        filters: filters.clone(),
+        resolve_timeout: flags.mirror_resolve_timeout,
+        resolve_retries: flags.mirror_resolve_retries,
+    };
+    let ports = Ports {
+        containerd: Containerd::spawn(containerd, inputs.clone()),
+        control: control.clone(),
+        resolver,
+        inputs: inputs.clone(),
+        serving: serving.clone(),
+        pulls: pulls.clone(),
+        metrics: metrics.clone(),
+        ready,
+        farewell,
+    };
+    // Nothing needs secrecy of this seed, only that nodes differ.
+    let seed = clock::unix_ms() ^ u64::from_be_bytes(first_bytes(identity.peer.public_key()));
+    let node = Node::new(clock::now(), config, seed);
+    tokio::spawn(shell::run(node, from_adapters, report_requests, ports));
+
+    let registry = registry::Registry {
+        serving,
+        store,
+        pulls,
+        filters,
+        credentials,
+        ready: is_ready,
+        inputs: inputs.clone(),
+        metrics: metrics.clone(),
+    };
+    let stop_serving = CancellationToken::new();
+    let mut servers = JoinSet::new();
+    let mut serve = |listeners: Vec<tokio::net::TcpListener>, router: Router, drain_max| {
+        for listener in listeners {
+            servers.spawn(registry::serve(listener, router.clone(), stop_serving.clone(), drain_max));
+        }
+    };
+    serve(registry_listeners, registry.into_router(), DRAIN_MAX);
+    serve(metrics_listeners, metrics::router(metrics, reports, identity.peer), DEBUG_DRAIN_MAX);
+    serve(id_listeners, id_router(identity.peer, control.listening()), DEBUG_DRAIN_MAX);
+    info!(peer = %identity.peer, "mirror is running");
+
+    terminated.await;
+    info!("told to end: saying goodbye, then finishing transfers");
+    // The core lives as long as its inputs, one of which is here.
+    let _ = inputs.send(Input::ShutdownRequested).await;
+    let _ = farewell_said.wait_for(|said| *said).await;
+    stop_serving.cancel();
+    while servers.join_next().await.is_some() {}
+    Ok(())
+}
+
+fn bind(flag: &str, addrs: &[SocketAddr]) -> Result<Vec<tokio::net::TcpListener>, String> {
+    listen::bind(addrs).map_err(|error| format!("{flag}: {error}; is another process using the port?"))
+}
+
+/// All addresses of a flag share one port.
+fn port(addrs: &[SocketAddr]) -> u16 {
+    addrs.first().map_or(0, SocketAddr::port)
+}
+
+fn first_bytes(key: &[u8; 32]) -> [u8; 8] {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&key[..8]);
+    bytes
+}

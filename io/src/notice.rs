@@ -1,0 +1,40 @@
+//! What the core wants an operator to read, in words.
+
+use spegel_core::Notice;
+use tracing::{debug, info, warn};
+
+/// Writes a notice to the log.
+pub fn log(notice: &Notice) {
+    match notice {
+        Notice::ContainerdLost { cause } => {
+            warn!(%cause, "containerd cannot be reached; what is known is served on, and it is tried again");
+        }
+        Notice::ContainerdListed { images, contents } => {
+            info!(images, contents, "containerd was listed");
+        }
+        Notice::ImageUnusual { image, digest, reason, detail } => {
+            warn!(%image, %digest, reason, %detail, "image is unusual; its content is shared all the same");
+        }
+        Notice::BootstrapIsSelf { addr } => {
+            info!(%addr, "bootstrap address leads to this node itself; it is not dialled again for a while");
+        }
+        Notice::BootstrapFailed { cause } => {
+            warn!(%cause, "the bootstrapper names no nodes; it is asked again");
+        }
+        Notice::MemberUp { member } => {
+            let zone = member.zone.as_ref().map(|zone| zone.as_str());
+            info!(peer = %member.peer, addrs = ?member.addrs, zone, "node joined");
+        }
+        Notice::MemberDown { peer } => info!(%peer, "node left or failed"),
+        Notice::PeerShunned { peer, reason, duration } => {
+            warn!(%peer, reason, duration_ms = duration.as_millis(), "node is not asked for content for a while");
+        }
+        Notice::PeerTrusted { peer } => info!(%peer, "node is asked for content again"),
+        Notice::MessageMalformed { peer, cause } => {
+            warn!(%peer, %cause, "node sent a control message that makes no sense; does it run another release?");
+        }
+        Notice::PullResumed { pull, from, reason, at_bytes } => {
+            debug!(%pull, %from, reason, at_bytes, "transfer continues from another node");
+        }
+    }
+}

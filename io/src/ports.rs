@@ -1,0 +1,80 @@
+//! Where the core's outputs go in production: each to the adapter that carries it out.
+
+use spegel_core::{Input, Output};
+use tokio::sync::{mpsc, watch};
+use tracing::{debug, trace};
+
+use crate::{
+    containerd::ContainerdHandle, control::ControlHandle, metrics::Metrics, mirror::Pulls, net::Dialer,
+    notice, registry::Serving, resolve::Resolver, shell,
+};
+
+/// All adapters of one process.
+#[derive(Debug)]
+pub struct Ports<D> {
+    /// containerd.
+    pub containerd: ContainerdHandle,
+    /// Control messages.
+    pub control: ControlHandle,
+    /// The bootstrapper.
+    pub resolver: Resolver,
+    /// Where the bootstrapper's answers go.
+    pub inputs: mpsc::Sender<Input>,
+    /// Content and tags served locally.
+    pub serving: Serving,
+    /// Requests being pulled.
+    pub pulls: Pulls<D>,
+    /// Counters.
+    pub metrics: Metrics,
+    /// What `/readyz` says.
+    pub ready: watch::Sender<bool>,
+    /// Becomes true when every farewell has been said.
+    pub farewell: watch::Sender<bool>,
+}
+
+impl<D: Dialer> shell::Ports for Ports<D> {
+    fn observe(&mut self, input: &Input) {
+        trace!(?input, "input");
+    }
+
+    fn perform(&mut self, output: Output) {
+        trace!(?output, "output");
+        if self.serving.perform(&output) || self.pulls.perform(&output) {
+            return;
+        }
+        let Some(output) = self.control.perform(output) else { return };
+        match output {
+            Output::ConnectContainerd
+            | Output::List
+            | Output::Inspect { .. }
+            | Output::ReadManifest { .. } => {
+                self.containerd.perform(output);
+            }
+            Output::ResolveBootstrap => self.resolver.perform(self.inputs.clone()),
+            Output::SetReady { ready } => {
+                debug!(ready, "readiness changed");
+                self.ready.send_replace(ready);
+            }
+            Output::ShutdownComplete => {
+                self.farewell.send_replace(true);
+            }
+            Output::Notice(notice) => {
+                self.metrics.noticed(&notice);
+                notice::log(&notice);
+            }
+            Output::ServeContent { .. }
+            | Output::StopServingContent { .. }
+            | Output::ServeTag { .. }
+            | Output::StopServingTag { .. }
+            | Output::Dial { .. }
+            | Output::Send { .. }
+            | Output::Reply { .. }
+            | Output::Disconnect { .. }
+            | Output::Fetch { .. }
+            | Output::CancelFetch { .. }
+            | Output::Forward { .. }
+            | Output::Refuse { .. }
+            | Output::Truncate { .. } => unreachable!("carried out above"),
+        }
+    }
+}

@@ -302,7 +302,6 @@ fn gauge_value(count: u64) -> i64 {
 }
 
 /// What `--metrics-addr` serves: `/metrics`, and who this node is.
-#[must_use]
 pub fn router(metrics: Metrics, peer: PeerId) -> Router {
     Router::new()
         .route("/metrics", routing::get(encode))

@@ -7,6 +7,7 @@ mod auth;
 mod body;
 mod error;
 mod local;
+mod patience;
 mod request;
 mod server;
 mod serving;

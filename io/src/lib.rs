@@ -13,7 +13,7 @@ pub mod listen;
 pub mod metrics;
 pub mod mirror;
 pub mod net;
-pub mod peer;
+mod peer;
 pub mod registry;
 pub mod resolve;
 pub mod shell;

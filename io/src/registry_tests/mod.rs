@@ -94,7 +94,7 @@ impl Node {
             serving: serving.clone(),
             store: store.clone(),
             pulls: pulls.clone(),
-            filters: Filters::default(),
+            filters: Filters::new(&[], &["^filtered\\.test/".to_owned()]).unwrap(),
             credentials,
             ready: ready_receiver,
             inputs: to_core,

@@ -37,13 +37,13 @@ impl ByteRange {
         if !unit.trim().eq_ignore_ascii_case("bytes") {
             return Ok(None);
         }
-        let mut ranges = set.split(',').map(str::trim).filter(|range| !range.is_empty());
-        let first = Self::parse_one(ranges.next().ok_or(RangeError)?)?;
-        for range in ranges {
-            Self::parse_one(range)?;
-            return Ok(None);
+        let ranges = set.split(',').map(str::trim).filter(|range| !range.is_empty());
+        let ranges = ranges.map(Self::parse_one).collect::<Result<Vec<_>, _>>()?;
+        match ranges[..] {
+            [] => Err(RangeError),
+            [range] => Ok(Some(range)),
+            [..] => Ok(None),
         }
-        Ok(Some(first))
     }
 
     fn parse_one(range: &str) -> Result<Self, RangeError> {

@@ -14,7 +14,7 @@ pub mod metrics;
 pub mod mirror;
 pub mod net;
 pub mod notice;
-pub mod peer;
+mod peer;
 pub mod ports;
 pub mod registry;
 pub mod resolve;

@@ -24,9 +24,9 @@ impl Metrics {
     pub(crate) fn http_request(&self, handler: &'static str, method: &Method) -> HttpRequest {
         self.0.http_inflight.get_or_create(&[("handler", handler.into())]).inc();
         // Methods are free text: anyone could fill memory with made-up ones.
-        let method = match method {
-            &Method::GET => "GET",
-            &Method::HEAD => "HEAD",
+        let method = match *method {
+            Method::GET => "GET",
+            Method::HEAD => "HEAD",
             _ => "other",
         };
         HttpRequest { metrics: self.clone(), handler, method, began: Instant::now() }

@@ -303,7 +303,6 @@ fn gauge_value(count: u64) -> i64 {
 }
 
 /// What `--metrics-addr` serves: `/metrics`, and who this node is.
-#[must_use]
 pub fn router(metrics: Metrics, reports: Reports, peer: PeerId) -> Router {
     Router::new()
         .route("/metrics", routing::get(encode))

@@ -193,7 +193,8 @@ mod tests {
         let other = Digest::sha256_of(b"other").to_string();
         let range = Some(ByteRange::FromTo(2, 4));
         let length = ("content-length", "3");
-        let cases: [(Option<ByteRange>, u16, &[(&str, &str)]); 11] = [
+        type Case<'a> = (Option<ByteRange>, u16, &'a [(&'a str, &'a str)]);
+        let cases: [Case<'_>; 11] = [
             (None, 200, &[]),
             (None, 200, &[("content-length", "x")]),
             (None, 200, &[length, ("transfer-encoding", "chunked")]),

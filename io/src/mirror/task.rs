@@ -44,7 +44,7 @@ struct Answered<S: Stream> {
     skip: u64,
 }
 
-type Asking<S> = Pin<Box<dyn Future<Output = Result<Answered<S>, FetchError>> + Send>>;
+type Asking<S> = Pin<Box<dyn Future<Output = Result<Box<Answered<S>>, FetchError>> + Send>>;
 
 /// The attempt whose body goes to the client. Offsets count from the start of what the client
 /// asked for.
@@ -90,7 +90,7 @@ enum Flow {
 enum Step<S: Stream> {
     Ordered(Option<Order>),
     ClientGone,
-    Asked(AttemptId, Result<Answered<S>, FetchError>),
+    Asked(AttemptId, Result<Box<Answered<S>>, FetchError>),
     Flowed(Flow),
     ReportDue,
 }
@@ -118,7 +118,7 @@ pub(super) struct Task<D: Dialer> {
     /// Bytes given to the client.
     sent: u64,
     asking: BTreeMap<AttemptId, Asking<D::Stream>>,
-    answered: BTreeMap<AttemptId, Answered<D::Stream>>,
+    answered: BTreeMap<AttemptId, Box<Answered<D::Stream>>>,
     forwarding: Option<Forwarding<D::Stream>>,
     requested_at: Instant,
     resolved: bool,
@@ -265,7 +265,7 @@ impl<D: Dialer> Task<D> {
         let asking = async move {
             let response = peer::fetch(&dialer, addr, &message).await?;
             let answer = answer::read(&request, promise.as_ref(), skip, range, &response.head)?;
-            Ok(Answered { answer, body: response.body, skip })
+            Ok(Box::new(Answered { answer, body: response.body, skip }))
         };
         self.asking.insert(attempt, Box::pin(asking));
         State::Running
@@ -274,7 +274,7 @@ impl<D: Dialer> Task<D> {
     async fn note_answer(
         &mut self,
         attempt: AttemptId,
-        outcome: Result<Answered<D::Stream>, FetchError>,
+        outcome: Result<Box<Answered<D::Stream>>, FetchError>,
     ) -> State {
         match outcome {
             Ok(answered) => {
@@ -290,10 +290,10 @@ impl<D: Dialer> Task<D> {
     async fn forward(
         &mut self,
         attempt: AttemptId,
-        answered: Answered<D::Stream>,
+        answered: Box<Answered<D::Stream>>,
         report_interval: Duration,
     ) -> State {
-        let Answered { answer, body, skip } = answered;
+        let Answered { answer, body, skip } = *answered;
         // An attempt may have been made before another one's head went to the client.
         let fits = self.promise.is_none_or(|promise| promise == answer.promise) && answer.begin <= self.sent;
         if !fits {
@@ -399,7 +399,7 @@ async fn gone(client: Option<&mut oneshot::Sender<Outcome>>, body: Option<&mpsc:
 /// The attempt that is answered first; of several at once, the earliest made.
 async fn first_answer<S: Stream>(
     asking: &mut BTreeMap<AttemptId, Asking<S>>,
-) -> (AttemptId, Result<Answered<S>, FetchError>) {
+) -> (AttemptId, Result<Box<Answered<S>>, FetchError>) {
     let (attempt, outcome) = poll_fn(|cx| {
         let ready = asking.iter_mut().find_map(|(attempt, asking)| match asking.as_mut().poll(cx) {
             Poll::Ready(outcome) => Some((*attempt, outcome)),

@@ -3,7 +3,10 @@
 use axum::{body::Body, response::Response};
 use http::{HeaderValue, Method, StatusCode, header};
 use serde::Serialize;
-use spegel_core::{RefuseReason, oci::DigestError};
+use spegel_core::{
+    RefuseReason,
+    oci::{DigestError, ReferenceError},
+};
 
 /// Why a request is not answered with content.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -31,20 +34,14 @@ pub(crate) enum OciError {
     )]
     RegistryInvalid,
     /// The repository is not one.
-    #[error("repository name is invalid: {cause}")]
-    RepositoryInvalid {
-        /// What is wrong with it.
-        cause: String,
-    },
+    #[error("{0}")]
+    RepositoryInvalid(ReferenceError),
     /// The digest is not one.
     #[error("{0}")]
     DigestInvalid(DigestError),
     /// The tag is not one.
-    #[error("tag is invalid: {cause}")]
-    TagInvalid {
-        /// What is wrong with it.
-        cause: String,
-    },
+    #[error("{0}")]
+    TagInvalid(ReferenceError),
     /// The configuration excludes the image from mirroring.
     #[error("{registry}/{repository} is excluded from mirroring")]
     Filtered {
@@ -126,9 +123,9 @@ impl OciError {
         match self {
             Self::RegistryMissing
             | Self::RegistryInvalid
-            | Self::RepositoryInvalid { .. }
+            | Self::RepositoryInvalid(_)
             | Self::DigestInvalid(_)
-            | Self::TagInvalid { .. } => StatusCode::BAD_REQUEST,
+            | Self::TagInvalid(_) => StatusCode::BAD_REQUEST,
             // containerd goes on to the upstream registry.
             Self::UnknownEndpoint
             | Self::Filtered { .. }
@@ -145,10 +142,10 @@ impl OciError {
     const fn code(&self) -> &'static str {
         match self {
             Self::UnknownEndpoint | Self::MethodNotAllowed => "UNSUPPORTED",
-            Self::UriTooLong { .. } | Self::RepositoryInvalid { .. } => "NAME_INVALID",
+            Self::UriTooLong { .. } | Self::RepositoryInvalid(_) => "NAME_INVALID",
             Self::RegistryMissing | Self::RegistryInvalid | Self::Filtered { .. } => "NAME_UNKNOWN",
             Self::DigestInvalid(_) => "DIGEST_INVALID",
-            Self::TagInvalid { .. } => "MANIFEST_INVALID",
+            Self::TagInvalid(_) => "MANIFEST_INVALID",
             Self::Unauthorized => "UNAUTHORIZED",
             Self::RangeInvalid { .. } => "SIZE_INVALID",
             Self::NotAManifest { .. } => "MANIFEST_UNKNOWN",
@@ -171,9 +168,9 @@ impl OciError {
             | Self::UriTooLong { .. }
             | Self::RegistryMissing
             | Self::RegistryInvalid
-            | Self::RepositoryInvalid { .. }
+            | Self::RepositoryInvalid(_)
             | Self::DigestInvalid(_)
-            | Self::TagInvalid { .. }
+            | Self::TagInvalid(_)
             | Self::Filtered { .. }
             | Self::Unauthorized
             | Self::RangeInvalid { .. }

@@ -7,6 +7,7 @@ mod auth;
 mod body;
 mod error;
 mod local;
+mod patience;
 mod request;
 mod server;
 mod serving;
@@ -91,10 +92,10 @@ impl<C: ContentStore, D: Dialer> Registry<C, D> {
         }
         let content = request::parse(&request.uri, headers, method == Method::HEAD)?;
         let tag = match &content.wanted {
-            Wanted::Tag(tag) => Some(tag.to_string()),
+            Wanted::Tag(tag) => Some(tag.as_str()),
             Wanted::Manifest(_) | Wanted::Blob(_) => None,
         };
-        if !self.filters.allows(&content.registry, &content.repository.to_string(), tag.as_deref()) {
+        if !self.filters.allows(&content.registry, content.repository.as_str(), tag) {
             let repository = content.repository.to_string();
             return Err(OciError::Filtered { registry: content.registry, repository });
         }

@@ -100,14 +100,10 @@ pub(super) fn parse(uri: &Uri, headers: &HeaderMap, head: bool) -> Result<Conten
         "manifests" if reference.contains(':') => {
             Wanted::Manifest(reference.parse().map_err(OciError::DigestInvalid)?)
         }
-        "manifests" => {
-            let tag = reference.parse::<Tag>();
-            Wanted::Tag(tag.map_err(|error| OciError::TagInvalid { cause: error.to_string() })?)
-        }
+        "manifests" => Wanted::Tag(reference.parse().map_err(OciError::TagInvalid)?),
         _ => return Err(OciError::UnknownEndpoint),
     };
-    let repository = repository.parse::<Repository>();
-    let repository = repository.map_err(|error| OciError::RepositoryInvalid { cause: error.to_string() })?;
+    let repository = repository.parse().map_err(OciError::RepositoryInvalid)?;
     let registry = registry(uri.query().unwrap_or_default())?;
     let range = if wanted.is_manifest() { None } else { range(headers) };
     Ok(ContentRequest { registry, repository, wanted, range, head })
@@ -212,12 +208,9 @@ mod tests {
             assert_eq!(read(uri).unwrap_err(), error, "{uri}");
         }
         let tag = format!("/v2/a/manifests/{}?ns=a.test", "x".repeat(129));
-        assert!(matches!(read(&tag), Err(OciError::TagInvalid { .. })));
-        assert!(matches!(read("/v2/A/manifests/v1?ns=a.test"), Err(OciError::RepositoryInvalid { .. })));
-        assert!(matches!(
-            read("/v2//a/manifests/v1?ns=a.test"),
-            Ok(_) | Err(OciError::RepositoryInvalid { .. })
-        ));
+        assert!(matches!(read(&tag), Err(OciError::TagInvalid(_))));
+        assert!(matches!(read("/v2/A/manifests/v1?ns=a.test"), Err(OciError::RepositoryInvalid(_))));
+        assert!(matches!(read("/v2//a/manifests/v1?ns=a.test"), Ok(_) | Err(OciError::RepositoryInvalid(_))));
         let long = format!("/v2/a/manifests/v1?ns={}", "a".repeat(REGISTRY_LENGTH_MAX + 1));
         assert_eq!(read(&long).unwrap_err(), OciError::RegistryInvalid);
         let long = format!("/v2/a/manifests/v1?ns=a.test&{}", "a".repeat(URI_LENGTH_MAX));

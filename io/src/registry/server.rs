@@ -19,6 +19,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use super::patience::Patient;
 use crate::net::{Listener, Stream};
 
 /// Most connections at once; more wait in the kernel's queue. Too few and one client with many
@@ -51,6 +52,10 @@ const LINGER_MAX: Duration = Duration::from_secs(2);
 
 /// Most bytes read from a client in that time; beyond, RST is what it deserves.
 const LINGER_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Longest that a client may take no byte of a response. Too short breaks clients on slow
+/// disks; too long lets clients that hang hold connections and pulls.
+const WRITE_STALL_MAX: Duration = Duration::from_secs(120);
 
 /// Serves `router` on `listener` until `shutdown`; then lets running requests end for up to
 /// `drain_max`.
@@ -111,7 +116,10 @@ async fn converse<S: Stream>(stream: S, router: Router, shutdown: CancellationTo
         .max_buf_size(BUFFER_BYTES_MAX)
         .half_close(false)
         .keep_alive(true)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(
+            TokioIo::new(Patient::new(stream, WRITE_STALL_MAX)),
+            TowerToHyperService::new(router),
+        );
     let ended = tokio::select! {
         biased;
         ended = &mut connection => ended,

@@ -168,7 +168,7 @@ async fn blob_that_breaks_in_mid_body_ends_with_fin() {
 #[tokio::test]
 async fn running_responses_end_before_the_server_does() {
     let node = Node::start().await;
-    let bytes = content(20_000_000);
+    let bytes = content(8_000_000);
     let digest = node.add(&bytes);
     let mut idle = connect(node.addr, "GET /livez HTTP/1.1\r\nHost: mirror\r\n\r\n").await;
     let mut stream = connect(node.addr, &request("GET", &blob_uri(&digest), "")).await;
@@ -181,6 +181,7 @@ async fn running_responses_end_before_the_server_does() {
     let mut all = first.to_vec();
     all.extend(rest);
     assert!(all.ends_with(&bytes), "the body is whole");
+    drop((idle, stream));
     timeout(PATIENCE, node.server).await.expect("the server ends").unwrap();
     assert!(TcpStream::connect(node.addr).await.is_err());
 }

@@ -94,7 +94,7 @@ impl Node {
             serving: serving.clone(),
             store: store.clone(),
             pulls: pulls.clone(),
-            filters: Filters::default(),
+            filters: Filters::new(&[], &["^filtered\\.test/".to_owned()]).unwrap(),
             credentials,
             ready: ready_receiver,
             inputs: to_core,
@@ -125,20 +125,17 @@ impl Node {
     }
 
     async fn pull_requested(&mut self) -> PullId {
-        match self.input().await {
-            Input::PullRequested { pull, .. } => pull,
-            other => panic!("expected a pull, got {other:?}"),
-        }
+        let Input::PullRequested { pull, .. } = self.input().await else { panic!("pull expected") };
+        pull
     }
 
     /// The next input that is no progress report, and the bytes reported until then.
     async fn input_after_progress(&mut self) -> (Input, u64) {
         let mut total = 0;
         loop {
-            match self.input().await {
-                Input::FetchProgressed { bytes, .. } => total += bytes,
-                other => return (other, total),
-            }
+            let input = self.input().await;
+            let Input::FetchProgressed { bytes, .. } = input else { return (input, total) };
+            total += bytes;
         }
     }
 

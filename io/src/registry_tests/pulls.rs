@@ -360,3 +360,53 @@ async fn hedged_attempt_that_loses_is_dropped() {
     assert_eq!(seen(client).await.text(), "content");
     timeout(PATIENCE, asked).await.expect("the losing connection is closed").unwrap();
 }
+
+#[tokio::test]
+async fn empty_blob_is_forwarded() {
+    let (mut node, peer) = (Node::start().await, Node::start().await);
+    let digest = peer.add(b"");
+    let client = asking(node.addr, "GET", &blob_uri(&digest), "");
+    let pull = node.pull_requested().await;
+    node.fetch(pull, 1, peer.addr, 0);
+    assert_eq!(node.input().await, Input::FetchAnswered { pull, attempt: ATTEMPT, body_bytes: 0 });
+    node.forward(pull, 1);
+    assert_eq!(node.input().await, Input::FetchCompleted { pull, attempt: ATTEMPT, bytes: 0 });
+    let answer = seen(client).await;
+    assert_eq!((answer.status, answer.body.len(), answer.header("content-length")), (200, 0, Some("0")));
+}
+
+#[tokio::test]
+async fn manifest_that_breaks_is_asked_for_again_as_a_whole() {
+    let (mut node, peer) = (Node::start().await, Node::start().await);
+    let manifest =
+        br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
+    let digest = peer.add(manifest);
+    let head =
+        blob_head(manifest.len(), &format!("Docker-Content-Digest: {digest}\r\nContent-Type: a/b\r\n"));
+    let (flaky, _) = scripted_peer([&head, &manifest[..40]].concat(), Then::Close).await;
+    let client = asking(node.addr, "GET", &manifest_uri(digest), "");
+    let pull = node.pull_requested().await;
+    node.fetch(pull, 1, flaky, 0);
+    node.input().await;
+    node.forward(pull, 1);
+    let (_, skip) = node.input_after_progress().await;
+    assert_eq!(skip, 40);
+    node.fetch(pull, 2, peer.addr, skip);
+    let (attempt, body_bytes) = (AttemptId(2), manifest.len() as u64 - skip);
+    assert_eq!(node.input().await, Input::FetchAnswered { pull, attempt, body_bytes });
+    node.forward(pull, 2);
+    assert_eq!(node.input().await, Input::FetchCompleted { pull, attempt, bytes: body_bytes });
+    assert_eq!(seen(client).await.body, manifest);
+}
+
+#[tokio::test]
+async fn pull_that_is_flooded_with_orders_is_given_up_as_a_whole() {
+    let mut node = Node::start().await;
+    let client = asking(node.addr, "GET", &blob_uri(&Digest::sha256_of(b"x")), "");
+    let pull = node.pull_requested().await;
+    for _ in 0..100 {
+        node.pulls.perform(&Output::CancelFetch { pull, attempt: ATTEMPT });
+    }
+    assert_eq!(node.input().await, Input::PullAbandoned { pull });
+    assert_eq!(seen(client).await.status, 404);
+}

@@ -28,7 +28,9 @@ struct Rules {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FilterError {
     /// A mirrored registry is not a URL of a registry.
-    #[error("mirrored registry {value:?} {problem}: write it like https://registry.example:5000, or _default for all")]
+    #[error(
+        "mirrored registry {value:?} {problem}: write it like https://registry.example:5000, or _default for all"
+    )]
     Registry {
         /// The value.
         value: String,
@@ -36,7 +38,9 @@ pub enum FilterError {
         problem: &'static str,
     },
     /// A registry filter is not a regular expression.
-    #[error("registry filter {value:?} is not a regular expression ({problem}): names that match it are not mirrored, write it like ^docker\\.io/private/")]
+    #[error(
+        "registry filter {value:?} is not a regular expression ({problem}): names that match it are not mirrored, write it like ^docker\\.io/private/"
+    )]
     Regex {
         /// The value.
         value: String,
@@ -157,8 +161,8 @@ mod tests {
 
     #[test]
     fn only_mirrored_registries_are_allowed() {
-        let filters =
-            filters(&["https://docker.io", "http://r.test:5000", "https://[::1]:5000"], &[]).expect("filters");
+        let filters = filters(&["https://docker.io", "http://r.test:5000", "https://[::1]:5000"], &[])
+            .expect("filters");
         assert!(!filters.is_unrestricted());
         assert!(filters.allows("docker.io", "library/nginx", None));
         assert!(filters.allows("r.test:5000", "a", Some("b")));

@@ -72,7 +72,8 @@ impl Registries {
     pub(super) fn judge(&mut self, filters: &Filters, sources: &[(String, String)]) -> Sources {
         let mut judged = Sources::Unknown;
         for (registry, repository) in sources.iter().take(SOURCES_MAX) {
-            if registry.is_empty() || registry.len() > SOURCE_BYTES_MAX || repository.len() > SOURCE_BYTES_MAX {
+            if registry.is_empty() || registry.len() > SOURCE_BYTES_MAX || repository.len() > SOURCE_BYTES_MAX
+            {
                 continue;
             }
             if !filters.allows(registry, repository, None) {

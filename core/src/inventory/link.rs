@@ -59,9 +59,13 @@ pub(super) struct Touched {
 #[derive(Debug)]
 enum Connection {
     /// No deadline before the time is known.
-    Connecting { deadline: Option<Instant> },
+    Connecting {
+        deadline: Option<Instant>,
+    },
     Connected,
-    Waiting { at: Instant },
+    Waiting {
+        at: Instant,
+    },
 }
 
 #[derive(Debug)]

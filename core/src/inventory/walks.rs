@@ -209,7 +209,9 @@ impl Walks {
                 Ok(walked) => ManifestState::Read(Arc::new(walked)),
                 Err(finding) => ManifestState::Refused(finding),
             },
-            ManifestRead::TooLarge => ManifestState::Refused(finding(Reason::ManifestTooLarge, String::new())),
+            ManifestRead::TooLarge => {
+                ManifestState::Refused(finding(Reason::ManifestTooLarge, String::new()))
+            }
             // A removal may be on its way to us.
             ManifestRead::Absent if manifest.rereads.failures() == 0 => ManifestState::Unreadable(None),
             ManifestRead::Absent => {
@@ -348,7 +350,12 @@ impl Walks {
     pub(super) fn handle_timeout(&mut self, now: Instant, rng: &mut Rng) {
         let late = self.reading.iter().filter(|(_, deadline)| **deadline <= now);
         for digest in late.map(|(digest, _)| *digest).collect::<Vec<_>>() {
-            self.on_read(now, &digest, ManifestRead::Failed { cause: "reading took too long".to_owned() }, rng);
+            self.on_read(
+                now,
+                &digest,
+                ManifestRead::Failed { cause: "reading took too long".to_owned() },
+                rng,
+            );
         }
         while let Some((_, digest)) = self.rereads.first().copied().filter(|(at, _)| *at <= now) {
             self.rereads.pop_first();

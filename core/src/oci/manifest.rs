@@ -109,8 +109,8 @@ pub fn parse_manifest(media_type: Option<&str>, bytes: &[u8]) -> Result<Children
     if u64::try_from(bytes.len()).is_ok_and(|size| size > MANIFEST_SIZE_MAX) {
         return Err(ManifestError::TooLarge);
     }
-    let mut document =
-        parse(bytes).map_err(|error| ManifestError::NotJson { line: error.line(), column: error.column() })?;
+    let mut document = parse(bytes)
+        .map_err(|error| ManifestError::NotJson { line: error.line(), column: error.column() })?;
     let own = match document.field(Field::MediaType) {
         Some(Value::Text(own)) => shape_of(own),
         Some(Value::Size(_) | Value::Object(_) | Value::List { .. } | Value::Other) | None => None,
@@ -176,7 +176,10 @@ enum Value {
     Text(String),
     Size(u64),
     Object(Vec<(Field, Self)>),
-    List { items: Vec<Self>, truncated: bool },
+    List {
+        items: Vec<Self>,
+        truncated: bool,
+    },
     Other,
 }
 
@@ -231,11 +234,7 @@ fn parse(bytes: &[u8]) -> Result<Value, serde_json::Error> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let document = Sieve { depth: 0 }.deserialize(&mut json)?;
     json.end()?;
-    if matches!(document, Value::Object(_)) {
-        Ok(document)
-    } else {
-        Err(de::Error::custom("not an object"))
-    }
+    if matches!(document, Value::Object(_)) { Ok(document) } else { Err(de::Error::custom("not an object")) }
 }
 
 /// Keeps of a JSON value what can matter at its depth: the document is 0, its lists and config
@@ -358,7 +357,10 @@ mod tests {
     }
 
     fn descriptor(name: &str) -> String {
-        format!(r#"{{"mediaType":"t/{name}","digest":"{}","size":7,"annotations":{{"a":"b"}}}}"#, digest(name))
+        format!(
+            r#"{{"mediaType":"t/{name}","digest":"{}","size":7,"annotations":{{"a":"b"}}}}"#,
+            digest(name)
+        )
     }
 
     fn names(descriptors: &[Descriptor]) -> Vec<&str> {
@@ -374,7 +376,8 @@ mod tests {
             descriptor("l2"),
             descriptor("s"),
         );
-        for media_type in [Some(MANIFEST), Some("application/vnd.docker.distribution.manifest.v2+json"), None] {
+        for media_type in [Some(MANIFEST), Some("application/vnd.docker.distribution.manifest.v2+json"), None]
+        {
             let children = parse_manifest(media_type, json.as_bytes()).expect("a manifest");
             assert_eq!(children.config.as_ref().map(|c| c.digest), Some(digest("c")));
             assert_eq!(children.config.as_ref().map(|c| c.size), Some(7));

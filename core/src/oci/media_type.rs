@@ -71,7 +71,8 @@ mod tests {
 
     #[test]
     fn other_types_are_of_no_kind() {
-        for other in ["", "application/octet-stream", "application/vnd.docker.distribution.manifest.v1+json"] {
+        for other in ["", "application/octet-stream", "application/vnd.docker.distribution.manifest.v1+json"]
+        {
             assert!(!is_index_type(other) && !is_manifest_type(other));
             assert!(!is_layer_type(other) && !is_config_type(other));
         }

@@ -166,8 +166,9 @@ impl FromStr for ImageName {
             return Err(ReferenceError::NoRegistry);
         }
         // `[` and `]` are of IPv6 addresses, `_` of container networks' host names.
-        let is_host =
-            |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']');
+        let is_host = |byte: u8| {
+            byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']')
+        };
         if registry.len() > REGISTRY_BYTES_MAX || !registry.bytes().all(is_host) {
             return Err(ReferenceError::InvalidRegistry);
         }

@@ -4,10 +4,7 @@ mod model;
 mod walking;
 
 use super::*;
-use crate::{
-    oci::Descriptor,
-    test_time,
-};
+use crate::{oci::Descriptor, test_time};
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -194,7 +191,8 @@ fn first_listing_is_served_at_once() {
 
 #[test]
 fn equal_listing_changes_nothing() {
-    let same = listing(&[image("docker.io/a:1", LAYER, &digest("a"))], &[content("a", &[]), content("b", &[])]);
+    let same =
+        listing(&[image("docker.io/a:1", LAYER, &digest("a"))], &[content("a", &[]), content("b", &[])]);
     let mut f = Fixture::listed(Filters::default(), same.clone());
     f.skip_until(&Event::List);
     f.inventory.on_listed(f.now, same);
@@ -372,10 +370,7 @@ fn moved_tag_is_served_for_its_target_as_soon_as_that_is_there() {
     assert_eq!(f.drain(), [moved], "held all the time");
     f.inventory.on_image_changed(f.now, &image("r.test/a:1", LAYER, &digest("c")));
     assert_eq!(f.drain(), [&stop_tag("r.test/a:1")[..], &[inspect("c")]].concat());
-    assert_eq!(
-        f.inspected("c", present("c", &[])),
-        [serve("c"), serve_tag("r.test/a:1", "c")].concat()
-    );
+    assert_eq!(f.inspected("c", present("c", &[])), [serve("c"), serve_tag("r.test/a:1", "c")].concat());
     f.inventory.on_image_changed(f.now, &ListedImage { name: "r.test/a:1".to_owned(), target: None });
     assert_eq!(f.drain(), stop_tag("r.test/a:1"));
 }
@@ -519,8 +514,11 @@ fn report_counts_by_registry() {
         image("docker.io/gone:1", LAYER, &digest("gone")),
         image("r.test/b:1", LAYER, &digest("unlabelled")),
     ];
-    let contents =
-        [content("a", DOCKER), content("both", &[("docker.io", "x"), ("r.test", "y")]), content("unlabelled", &[])];
+    let contents = [
+        content("a", DOCKER),
+        content("both", &[("docker.io", "x"), ("r.test", "y")]),
+        content("unlabelled", &[]),
+    ];
     let f = Fixture::listed(Filters::default(), listing(&images, &contents));
     let report = f.inventory.report();
     let counts = |tags, images, contents| RegistryCounts { tags, images, contents };

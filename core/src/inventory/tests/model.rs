@@ -18,26 +18,51 @@ const NAMES: [&str; 6] = [
     "docker.io/ODD:1",
     "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
 ];
-const LABELS: [&[(&str, &str)]; 4] =
-    [&[], DOCKER, OTHER, &[("docker.io", "secret")]];
+const LABELS: [&[(&str, &str)]; 4] = [&[], DOCKER, OTHER, &[("docker.io", "secret")]];
 
 #[derive(Clone, Debug)]
 enum Step {
-    Commit { blob: usize, labels: usize, is_told: bool },
+    Commit {
+        blob: usize,
+        labels: usize,
+        is_told: bool,
+    },
     /// Labels change without any event.
-    Label { blob: usize, labels: usize },
-    Remove { blob: usize, is_told: bool },
-    SetImage { name: usize, root: usize, is_told: bool },
-    DeleteImage { name: usize, is_told: bool },
+    Label {
+        blob: usize,
+        labels: usize,
+    },
+    Remove {
+        blob: usize,
+        is_told: bool,
+    },
+    SetImage {
+        name: usize,
+        root: usize,
+        is_told: bool,
+    },
+    DeleteImage {
+        name: usize,
+        is_told: bool,
+    },
     Disconnect,
     Connect,
     /// The n-th open question is answered: as things were when it was asked, or as they are.
-    Answer { nth: usize, is_stale: bool },
+    Answer {
+        nth: usize,
+        is_stale: bool,
+    },
     /// The n-th open question comes to nothing.
-    Fail { nth: usize },
+    Fail {
+        nth: usize,
+    },
     WatchLost,
-    Unreadable { blob: usize },
-    Wait { ms: u64 },
+    Unreadable {
+        blob: usize,
+    },
+    Wait {
+        ms: u64,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -70,11 +95,8 @@ struct Blob {
 /// broken manifest, 10 another layer.
 fn blobs() -> Vec<Blob> {
     let mut blobs: Vec<Blob> = Vec::new();
-    let plain = |media_type, text: &str| Blob {
-        digest: digest(text),
-        media_type,
-        bytes: text.as_bytes().to_vec(),
-    };
+    let plain =
+        |media_type, text: &str| Blob { digest: digest(text), media_type, bytes: text.as_bytes().to_vec() };
     blobs.extend(["l0", "l1", "l2", "l3"].map(|text| plain(LAYER, text)));
     blobs.extend(["c0", "c1"].map(|text| plain(CONFIG, text)));
     let pointer = |blob: &Blob| {
@@ -141,7 +163,11 @@ impl World {
     fn listing(&self) -> Listing {
         Listing {
             images: self.images.iter().map(|(name, root)| self.listed_image(*name, *root)).collect(),
-            contents: self.contents.iter().map(|(blob, labels)| self.listed_content(*blob, *labels)).collect(),
+            contents: self
+                .contents
+                .iter()
+                .map(|(blob, labels)| self.listed_content(*blob, *labels))
+                .collect(),
         }
     }
 
@@ -208,8 +234,12 @@ impl World {
         let (inventory, now) = (&mut self.f.inventory, self.f.now);
         match self.questions.remove(nth) {
             Question::List(_) => inventory.on_list_failed(now, &cause),
-            Question::Inspect(digest, _) => inventory.on_inspected(now, &digest, Inspection::Failed { cause }),
-            Question::Read(digest, _) => inventory.on_manifest_read(now, &digest, ManifestRead::Failed { cause }),
+            Question::Inspect(digest, _) => {
+                inventory.on_inspected(now, &digest, Inspection::Failed { cause })
+            }
+            Question::Read(digest, _) => {
+                inventory.on_manifest_read(now, &digest, ManifestRead::Failed { cause })
+            }
         }
     }
 
@@ -308,7 +338,8 @@ impl World {
             name.parse::<ImageName>()
                 .is_ok_and(|n| self.filters.allows(&n.registry, n.repository.as_str(), None))
         };
-        let roots = self.images.iter().filter(|(name, _)| is_allowed(NAMES[**name])).map(|(_, root)| ROOTS[*root]);
+        let roots =
+            self.images.iter().filter(|(name, _)| is_allowed(NAMES[**name])).map(|(_, root)| ROOTS[*root]);
         let mut open: Vec<usize> = roots.collect();
         while let Some(blob) = open.pop() {
             let Blob { digest, media_type, bytes } = &self.blobs[blob];

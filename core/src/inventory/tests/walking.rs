@@ -253,7 +253,8 @@ fn target_of_unknown_type_is_a_leaf() {
 #[test]
 fn reads_are_bounded_and_paced() {
     let roots: Vec<_> = (0..600).map(|n| manifest(&n.to_string(), &[])).collect();
-    let images: Vec<_> = roots.iter().map(|root| root.image(&format!("r.test/{}:1", root.digest.hex()))).collect();
+    let images: Vec<_> =
+        roots.iter().map(|root| root.image(&format!("r.test/{}:1", root.digest.hex()))).collect();
     let contents: Vec<_> = roots.iter().map(Document::content).collect();
     let mut f = Fixture::connected(Filters::default());
     f.inventory.on_listed(f.now, listing(&images, &contents));

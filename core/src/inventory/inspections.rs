@@ -174,7 +174,11 @@ impl Inspections {
     /// Asks again if something happened since the question that `was_answered` does not settle.
     /// Returns whether it does ask again.
     pub(super) fn rerun(&mut self, digest: &Digest, inspected: &Inspected, was_answered: bool) -> bool {
-        let Some(purpose) = inspected.rerun else { return false };
+        let Some(mut purpose) = inspected.rerun else { return false };
+        if inspected.purpose == Purpose::Committed && !inspected.is_void {
+            // The metadata may still be on its way.
+            purpose = Purpose::Committed;
+        }
         let is_settled = was_answered && !inspected.is_void && !inspected.recheck;
         !is_settled && self.want(digest, purpose)
     }
@@ -356,5 +360,20 @@ mod tests {
         let inspected = inspections.on_inspected(&digest(0)).expect("asked");
         assert!(!inspections.rerun(&digest(0), &inspected, true));
         assert_eq!(inspections.poll(now), None);
+    }
+
+    /// A listing in the middle made the inventory give up on a blob whose metadata was late.
+    #[test]
+    fn recheck_keeps_the_patience_of_a_commit() {
+        let (now, mut rng) = (test_time::start(), Rng::new(1, "inspections"));
+        let mut inspections = Inspections::default();
+        inspections.want(&digest(0), Purpose::Committed);
+        assert_eq!(inspections.poll(now), Some(digest(0)));
+        assert_eq!(inspections.recheck_in_flight(), BTreeSet::from([digest(0)]));
+        let inspected = inspections.on_inspected(&digest(0)).expect("asked");
+        assert!(inspections.rerun(&digest(0), &inspected, false));
+        assert_eq!(inspections.poll(now), Some(digest(0)));
+        let inspected = inspections.on_inspected(&digest(0)).expect("asked");
+        assert!(inspections.retry_early(now, &digest(0), inspected, &mut rng));
     }
 }

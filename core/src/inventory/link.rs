@@ -176,6 +176,12 @@ impl Link {
         }
     }
 
+    /// Leaves a test without the cure of a listing.
+    #[cfg(test)]
+    pub(super) const fn want_no_resync(&mut self) {
+        self.resync_at = None;
+    }
+
     pub(super) fn touch_digest(&mut self, digest: &Digest) {
         if let Some(touched) = &mut self.touched {
             if touched.digests.len() < TOUCHED_MAX {

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 pub(super) const PROTOCOL: StreamProtocol = StreamProtocol::new("/spegel/control/1");
 
 /// Largest message sent or accepted, in bytes: the core's bound.
-pub(super) const MESSAGE_SIZE_MAX: usize = 256 * 1024;
+pub(super) use spegel_core::MESSAGE_SIZE_MAX;
 
 /// Bytes set aside before any of a message has arrived. The length is a claim of the peer: memory
 /// follows what arrives, not what is claimed. Smaller and long messages are copied more often.

@@ -350,6 +350,28 @@ fn stale_listing_does_not_undo_events() {
 }
 
 #[test]
+fn answer_during_a_listing_is_not_undone_by_it() {
+    let mut f = Fixture::connected(Filters::default());
+    f.committed("a");
+    f.inspected("a", Inspection::Absent);
+    f.skip_until(&inspect("a"));
+    assert_eq!(f.inspected("a", present("a", &[])), serve("a"));
+    f.inventory.on_listed(f.now, Listing::default());
+    f.drain();
+    assert!(f.inventory.holds(&digest("a")));
+
+    let mut f = Fixture::listed(Filters::default(), Listing::default());
+    f.committed("b");
+    f.inspected("b", Inspection::Absent);
+    f.inventory.on_connected(f.now);
+    f.skip_until(&inspect("b"));
+    f.inspected("b", present("b", &[]));
+    f.inventory.on_listed(f.now, Listing::default());
+    f.drain();
+    assert!(f.inventory.holds(&digest("b")), "committed before the listing, known during it");
+}
+
+#[test]
 fn lost_watch_is_healed_by_a_listing_soon() {
     let mut f = Fixture::listed(Filters::default(), Listing::default());
     f.inventory.on_watch_lost(f.now, "overflow");

@@ -127,8 +127,7 @@ fn read(path: &Path) -> Result<Option<[u8; 32]>, IdentityError> {
     let begin = text.find("-----BEGIN ").ok_or_else(|| invalid("the file is not PEM text".into()))?;
     // Like Go, pass over what stands before and after the block.
     let block = &text[begin..];
-    let end =
-        block.find("-----END ").and_then(|at| Some(at + block[at..].find('\n').unwrap_or(block[at..].len())));
+    let end = block.find("-----END ").and_then(|at| block[at..].find('\n').map(|line| at + line));
     let block = end.map_or(block, |end| &block[..end]);
     if !block.starts_with("-----BEGIN PRIVATE KEY-----") {
         return Err(invalid("expected a PEM block of type PRIVATE KEY".into()));

@@ -15,10 +15,8 @@ pub(crate) fn to_multiaddr(addr: SocketAddr) -> Multiaddr {
 pub(crate) fn to_socket_addr(addr: &Multiaddr) -> Option<SocketAddr> {
     let mut parts = addr.iter();
     let ip = ip_of(parts.next()?)?;
-    match parts.next()? {
-        Protocol::Tcp(port) => Some(SocketAddr::new(ip, port)),
-        _ => None,
-    }
+    let Protocol::Tcp(port) = parts.next()? else { return None };
+    Some(SocketAddr::new(ip, port))
 }
 
 /// Reads `/ip4|ip6/ADDRESS[/tcp/PORT][/p2p/ID]`; without a port, `default_port`.
@@ -66,10 +64,12 @@ pub(crate) fn to_core_peer(peer: &libp2p::PeerId) -> Option<PeerId> {
 }
 
 fn ip_of(part: Protocol<'_>) -> Option<IpAddr> {
-    match part {
-        Protocol::Ip4(ip) => Some(ip.into()),
-        Protocol::Ip6(ip) => Some(ip.into()),
-        _ => None,
+    if let Protocol::Ip4(ip) = part {
+        Some(ip.into())
+    } else if let Protocol::Ip6(ip) = part {
+        Some(ip.into())
+    } else {
+        None
     }
 }
 

@@ -132,3 +132,18 @@ fn tune(stream: &TcpStream) {
         tracing::debug!(%error, "connection keeps the kernel's timeouts");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn dead_connections_are_given_up_by_the_kernel() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        tune(&stream);
+        let socket = SockRef::from(&stream);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(DEAD_AFTER));
+        assert!(socket.keepalive().unwrap() && socket.tcp_nodelay().unwrap());
+    }
+}

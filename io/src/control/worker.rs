@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     error::Error,
+    io,
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
@@ -39,6 +40,9 @@ const UNANSWERED_MAX: usize = 4096;
 /// How long changes of addresses are collected before they are reported. Shorter and a start or an
 /// interface coming up gives several reports, each a new record to gossip; longer delays joining.
 const ADDRS_SETTLE: Duration = Duration::from_millis(50);
+
+/// What is said of a message that was sent in vain.
+const NO_REPLY: &str = "no reply in time";
 
 /// When something is due; the number tells apart what is due at the same time.
 type Timer = (Instant, u64);
@@ -159,9 +163,18 @@ impl Worker {
         } else if let Output::Reply { exchange, message } = order {
             self.reply(exchange, message);
         } else if let Output::Disconnect { peer } = order {
-            // Without a connection there is nothing to close.
-            let _not_connected = self.swarm.disconnect_peer_id(to_libp2p_peer(peer));
+            self.disconnect(peer);
         }
+    }
+
+    fn disconnect(&mut self, peer: PeerId) {
+        // Closing takes its time; until then the connection answers for no address.
+        self.opened.retain(|_, all| {
+            all.retain(|_, other| *other != peer);
+            !all.is_empty()
+        });
+        // Without a connection there is nothing to close.
+        let _not_connected = self.swarm.disconnect_peer_id(to_libp2p_peer(peer));
     }
 
     // --- messages of this node --------------------------------------------------------------
@@ -300,6 +313,10 @@ impl Worker {
 
     // --- what happens -------------------------------------------------------------------------
 
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "libp2p's enum grows; what is not named is of no concern"
+    )]
     fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
         match event {
             SwarmEvent::Behaviour(BehaviourEvent::Exchange(event)) => self.on_exchange(event),
@@ -409,7 +426,7 @@ impl Worker {
                 Due::Reply(exchange) => {
                     if let Some(sent) = self.sent.remove(&exchange) {
                         self.exchanges.remove(&sent.request);
-                        self.push(Input::SendFailed { exchange, cause: "no reply in time".into() });
+                        self.push(Input::SendFailed { exchange, cause: NO_REPLY.into() });
                     }
                 }
                 Due::Dial(addr, id) => {
@@ -516,7 +533,8 @@ fn opened_addr(endpoint: &ConnectedPoint) -> Option<SocketAddr> {
 fn send_cause(error: &OutboundFailure) -> String {
     match error {
         OutboundFailure::DialFailure => "no connection".into(),
-        OutboundFailure::Timeout => "no reply in time".into(),
+        OutboundFailure::Timeout => NO_REPLY.into(),
+        OutboundFailure::Io(error) if error.kind() == io::ErrorKind::TimedOut => NO_REPLY.into(),
         OutboundFailure::ConnectionClosed => "connection lost".into(),
         OutboundFailure::UnsupportedProtocols => {
             "the peer is no mirror node that this release can talk to".into()

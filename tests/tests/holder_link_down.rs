@@ -27,7 +27,7 @@ fn hold(cluster: &Cluster, tag: &str, holders: &[&Node], puller: &Node) -> Image
     let image = cluster.image(&ImageSpec::new("vanish", tag, &[LAYER]).single());
     for holder in holders {
         cluster.expect("import", holder.import(&image));
-        let local = || holder.get_as_peer(holder, &image.blob_path(&image.layers[0])).map(drop);
+        let local = || holder.finds(&image.blob_path(&image.layers[0]));
         cluster.expect("the holder knows", wait_for("local", PATIENCE, local));
     }
     cluster.expect("shared", puller.wait_finds(&image, PATIENCE));

@@ -1,0 +1,78 @@
+//! A mirror that is told to stop finishes what it is sending, is not asked again, and ends with 0.
+
+use std::thread;
+use std::time::Duration;
+
+use spegel_tests::{BodyEnd, Cluster, ClusterOptions, Generation, ImageSpec, mib};
+
+use nix::sys::signal::Signal;
+
+const NODE_MBIT: u32 = 60;
+/// Some three seconds at that rate.
+const LAYER: u64 = mib(24);
+const PATIENCE: Duration = Duration::from_secs(20);
+/// A lookup that still names the node costs at least an attempt to connect there.
+const REFUSED_MAX: Duration = Duration::from_millis(100);
+
+#[derive(Clone, Copy)]
+enum Stopped {
+    /// The one that has the layer.
+    Serving,
+    /// The one that containerd asked.
+    Forwarding,
+}
+
+fn transfer_finishes(stopped: Stopped) {
+    let mut options = ClusterOptions::new(3, Generation::V2_1);
+    options.node_mbit = Some(NODE_MBIT);
+    let cluster = Cluster::with_spegel(options);
+    let [holder, asker, witness] = cluster.nodes.as_slice() else { panic!("three nodes") };
+    let image = cluster.unpublished_image(&ImageSpec::new("sigterm", "1", &[LAYER, 1000]).single());
+    cluster.expect("import", holder.import(&image));
+    cluster.expect("shared", asker.wait_finds(&image, PATIENCE));
+    cluster.expect("shared", witness.wait_finds(&image, PATIENCE));
+
+    let (layer, other) = (&image.layers[0], &image.layers[1]);
+    let victim = match stopped {
+        Stopped::Serving => holder,
+        Stopped::Forwarding => asker,
+    };
+    let mut client = cluster.expect("connect", asker.client());
+    cluster.expect("GET", client.send("GET", &image.blob_path(layer), &[("Connection", "close")]));
+    let answer = thread::scope(|scope| {
+        let body = scope.spawn(move || client.receive(false));
+        thread::sleep(Duration::from_secs(1));
+        assert!(!body.is_finished(), "the transfer is in the middle");
+        victim.signal_spegel(Signal::SIGTERM);
+        if matches!(stopped, Stopped::Serving) {
+            thread::sleep(Duration::from_millis(500));
+            assert!(!body.is_finished(), "the transfer goes on while the mirror stops");
+            let answer = cluster.expect("a lookup", witness.get(&image.blob_path(other), &[]));
+            assert_eq!(answer.status, 404, "half a second after SIGTERM lookups don't name the node");
+            assert!(answer.elapsed <= REFUSED_MAX, "that took {:?}, not {REFUSED_MAX:?}", answer.elapsed);
+        }
+        body.join().expect("reading does not panic")
+    });
+    let answer = cluster.expect("the answer", answer);
+    assert_eq!((answer.status, answer.end), (200, BodyEnd::Complete), "the transfer finishes");
+    assert_eq!(answer.body.len() as u64, layer.size);
+    let status = cluster.expect("the mirror ends", victim.wait_spegel(Duration::from_secs(5)));
+    assert_eq!(status.code(), Some(0), "SIGTERM is a success\n{}", victim.logs());
+}
+
+#[test]
+fn transfer_that_a_stopping_mirror_serves_is_finished() {
+    transfer_finishes(Stopped::Serving);
+}
+
+#[test]
+fn transfer_that_a_stopping_mirror_forwards_is_finished() {
+    transfer_finishes(Stopped::Forwarding);
+}
+
+#[test]
+fn idle_mirror_stops_at_once() {
+    let cluster = Cluster::with_spegel(ClusterOptions::new(2, Generation::V2_1));
+    let status = cluster.expect("the mirror ends", cluster.nodes[0].stop_spegel(Duration::from_secs(2)));
+    assert_eq!(status.code(), Some(0), "SIGTERM is a success");
+}

@@ -2,9 +2,17 @@
 //! test, out of `$SPEGEL_CONTAINERD` (default `/usr/bin/containerd`) and the `ctr` beside it.
 //! A machine without one fails these tests. No container is run and nothing is mounted.
 
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 mod daemon;
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use spegel_core::{
     Input, Inspection, ListedContent, ListedImage, Listing, ManifestRead, Output,
@@ -16,7 +24,7 @@ use spegel_io::{
 };
 use tokio::{
     sync::mpsc::{Receiver, channel},
-    time::{Instant, sleep, timeout},
+    time::{Instant, timeout},
 };
 
 use daemon::Daemon;
@@ -60,11 +68,13 @@ async fn commit_and_collection_are_seen_at_once_even_on_a_fresh_node() {
     let mut watched = node.watch();
     node.connect().await;
 
-    // The first commit makes the directory it goes to, the second finds it.
-    for bytes in [&b"first layer"[..], &b"second layer"[..]] {
-        let digest = Digest::sha256_of(bytes);
-        daemon.ctr_with(NAMESPACE, &["content", "ingest", "ref"], bytes);
+    // The first commit makes the directories it goes to, the second finds them. Not `content ingest`:
+    // nothing protects such content, and containerd soon collects it.
+    for (name, layer) in [("registry.test/app:1", "first layer"), ("registry.test/app:2", "second layer")] {
+        let (archive, ..) = image(daemon.dir(), name, &[layer.as_bytes().to_vec()]);
+        daemon.import(NAMESPACE, &archive);
         let committed = Instant::now();
+        let digest = Digest::sha256_of(layer.as_bytes());
         wait_for(&mut watched, &Input::BlobCommitted { digest }).await;
         assert!(committed.elapsed() < COMMIT_SEEN_WITHIN, "{:?}", committed.elapsed());
     }
@@ -83,7 +93,7 @@ async fn commit_and_collection_are_seen_at_once_even_on_a_fresh_node() {
     let content = ContentDir::new(daemon.content_path());
     assert_eq!(content.open(&digest, 12).await.unwrap().read_at(7, 5).await.unwrap(), "layer");
 
-    daemon.ctr(NAMESPACE, &["content", "rm", &digest.to_string()]);
+    daemon.ctr(NAMESPACE, &["images", "rm", "--sync", "registry.test/app:2"]);
     wait_for(&mut watched, &Input::BlobRemoved { digest }).await;
     assert_eq!(node.inspect(digest).await, Inspection::Absent);
 }
@@ -104,7 +114,8 @@ async fn images_are_reported_when_created_retagged_and_deleted() {
     assert_eq!(node.next_other(&Input::ImageChanged(created.clone())).await, read);
     let Input::Listed(listing) = node.list().await else { panic!("listing failed") };
     assert_eq!(listing.images, [created]);
-    assert_eq!(listing.contents.len(), 4, "layer, config, manifest, and the archive's own index");
+    let manifest = listing.contents.iter().find(|content| content.digest == target.digest);
+    assert_eq!(manifest.map(|content| content.size), Some(target.size));
 
     daemon.ctr(NAMESPACE, &["images", "tag", "registry.test/app:1", "registry.test/app:2"]);
     let tagged = Input::ImageChanged(named("registry.test/app:2", &target));
@@ -193,7 +204,7 @@ async fn every_question_of_a_burst_is_answered() {
     for i in 0..500_u32 {
         node.containerd.perform(Output::Inspect { digest: Digest::sha256_of(&i.to_le_bytes()) });
     }
-    let mut answered = std::collections::BTreeSet::new();
+    let mut answered = BTreeSet::new();
     for _ in 0..500 {
         let Input::Inspected { digest, outcome } = node.next().await else { panic!("only answers") };
         assert_eq!(outcome, Inspection::Absent);
@@ -202,10 +213,10 @@ async fn every_question_of_a_burst_is_answered() {
     assert_eq!(answered.len(), 500);
 }
 
-// A manifest of that many layers is the quickest way to get a store of a large node's size.
+// One manifest of many layers is the quickest way to a large store.
 #[tokio::test]
 async fn large_store_is_listed_whole() {
-    const LAYERS: u32 = 12_000;
+    const LAYERS: u32 = 2_000;
     let daemon = Daemon::started().await;
     let mut node = Node::new(&daemon);
     node.connect().await;
@@ -215,8 +226,9 @@ async fn large_store_is_listed_whole() {
     node.drain_content_events().await;
     let started = Instant::now();
     let Input::Listed(listing) = node.list().await else { panic!("listing failed") };
-    println!("{} contents listed in {:?}", listing.contents.len(), started.elapsed());
-    assert_eq!(listing.contents.len(), LAYERS as usize + 3);
+    println!("{} blobs listed in {:?}", listing.contents.len(), started.elapsed());
+    let listed: BTreeSet<_> = listing.contents.iter().map(|content| content.digest).collect();
+    assert!(layers.iter().all(|layer| listed.contains(&Digest::sha256_of(layer))));
 }
 
 /// What stands in for the core: orders out, inputs in.
@@ -249,10 +261,8 @@ impl Node {
 
     async fn connect(&mut self) {
         self.containerd.perform(Output::ConnectContainerd);
-        match self.next().await {
-            Input::ContainerdConnected { version } => assert!(!version.is_empty()),
-            other => panic!("expected to be connected, got {other:?}"),
-        }
+        let input = self.next().await;
+        assert!(matches!(&input, Input::ContainerdConnected { version } if !version.is_empty()), "{input:?}");
     }
 
     async fn list(&mut self) -> Input {
@@ -306,8 +316,6 @@ impl Node {
 async fn wait_for(inputs: &mut Receiver<Input>, expected: &Input) {
     let found = async { while inputs.recv().await.expect("the watch runs") != *expected {} };
     timeout(PATIENCE, found).await.unwrap_or_else(|_| panic!("{expected:?} did not come"));
-    // The file is there before the transaction that names it is committed.
-    sleep(Duration::from_millis(100)).await;
 }
 
 fn named(name: &str, target: &Descriptor) -> ListedImage {
@@ -315,7 +323,7 @@ fn named(name: &str, target: &Descriptor) -> ListedImage {
 }
 
 /// Makes an archive of an image: its path, its target, its manifest.
-fn image(dir: &Path, name: &str, layers: &[Vec<u8>]) -> (std::path::PathBuf, Descriptor, Vec<u8>) {
+fn image(dir: &Path, name: &str, layers: &[Vec<u8>]) -> (PathBuf, Descriptor, Vec<u8>) {
     let layout = dir.join("layout");
     drop(fs::remove_dir_all(&layout));
     fs::create_dir_all(layout.join("blobs/sha256")).unwrap();

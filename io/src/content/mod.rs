@@ -3,8 +3,9 @@
 //! only for what the core said it serves. [`watch`] tells the core what comes and goes.
 //!
 //! Layout: `<root>/blobs/<algorithm>/<hex>` is complete content, made by a rename out of
-//! `<root>/ingest/<id>/data`. containerd creates `ingest` when it starts and `blobs/<algorithm>`
-//! with the first commit, so a fresh node has no `blobs`.
+//! `<root>/ingest/<id>/data`. `blobs/<algorithm>` is made with the first commit; `<root>` and
+//! `ingest` by containerd 1.6 when it starts, by 1.7 and later with the first ingest. So on a fresh
+//! node there may be nothing at all.
 
 pub mod watch;
 
@@ -90,22 +91,44 @@ impl ContentDir {
         Self { root: root.into().into() }
     }
 
-    /// Makes sure that the directory looks like a content store.
+    /// Makes sure that the directory looks like a content store, or like the place where containerd
+    /// will make one.
     ///
     /// # Errors
     ///
-    /// [`ContentPathError`], in words for the operator. A store that is still empty is none:
-    /// containerd has made `ingest` by the time that its socket answers.
+    /// [`ContentPathError`], in words for the operator.
     pub fn check(&self) -> Result<(), ContentPathError> {
-        let unreadable = |cause| ContentPathError::Unreadable { path: self.root.to_path_buf(), cause };
+        let cause = match self.looks_like_a_store() {
+            Ok(true) => return Ok(()),
+            Ok(false) => None,
+            Err(error) => Some(error),
+        };
+        let missing = cause.as_ref().is_none_or(|error| error.kind() == io::ErrorKind::NotFound);
+        if missing && self.is_where_containerd_makes_it() {
+            return Ok(());
+        }
+        let path = self.root.to_path_buf();
+        Err(match cause {
+            Some(cause) => ContentPathError::Unreadable { path, cause },
+            None => ContentPathError::NotAContentStore { path },
+        })
+    }
+
+    fn looks_like_a_store(&self) -> io::Result<bool> {
         // read_dir rather than metadata: a directory that can be seen may still not be readable.
-        for entry in fs::read_dir(&self.root).map_err(unreadable)? {
-            let name = entry.map_err(unreadable)?.file_name();
+        for entry in fs::read_dir(&self.root)? {
+            let name = entry?.file_name();
             if name == "blobs" || name == "ingest" {
-                return Ok(());
+                return Ok(true);
             }
         }
-        Err(ContentPathError::NotAContentStore { path: self.root.to_path_buf() })
+        Ok(false)
+    }
+
+    /// Whether this is the default place in the root of a containerd that has started.
+    fn is_where_containerd_makes_it(&self) -> bool {
+        self.root.file_name().is_some_and(|name| name == "io.containerd.content.v1.content")
+            && self.root.parent().is_some_and(|root| root.join("io.containerd.metadata.v1.bolt").is_dir())
     }
 
     /// Reads a manifest, giving up beyond [`MANIFEST_SIZE_MAX`].
@@ -319,10 +342,25 @@ mod tests {
             assert!(error.contains("--containerd-content-path") && !error.contains('\n'), "{error}");
         }
         fs::create_dir(dir.path().join("ingest")).unwrap();
-        assert!(ContentDir::new(dir.path()).check().is_ok(), "containerd has started, nothing was pulled");
+        assert!(
+            ContentDir::new(dir.path()).check().is_ok(),
+            "containerd 1.6 has started, nothing was pulled"
+        );
         fs::remove_dir(dir.path().join("ingest")).unwrap();
         fs::create_dir(dir.path().join("blobs")).unwrap();
         assert!(ContentDir::new(dir.path()).check().is_ok());
+    }
+
+    #[test]
+    fn store_that_containerd_has_yet_to_make_is_accepted() {
+        let root = TempDir::new().unwrap();
+        let default = root.path().join("io.containerd.content.v1.content");
+        assert!(ContentDir::new(&default).check().is_err(), "not the root of any containerd");
+        fs::create_dir(root.path().join("io.containerd.metadata.v1.bolt")).unwrap();
+        assert!(ContentDir::new(&default).check().is_ok());
+        assert!(ContentDir::new(root.path().join("io.containerd.content.v1.contnet")).check().is_err());
+        fs::create_dir(&default).unwrap();
+        assert!(ContentDir::new(&default).check().is_ok());
     }
 
     fn store() -> (TempDir, ContentDir) {

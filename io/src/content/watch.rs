@@ -10,7 +10,7 @@
 
 use std::{
     ffi::OsStr,
-    fs, io,
+    fs, io, iter,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -27,9 +27,9 @@ use tracing::{debug, warn};
 use super::algorithm_dir;
 
 /// How long after losing the watch, or failing to arm it, it is tried again. Longer and the
-/// core is blind for that long after the directory was replaced; much shorter and a directory
-/// that stays away costs CPU.
-const REARM_INTERVAL: Duration = Duration::from_secs(1);
+/// core is blind for that long after the directory was replaced, or was made by the first pull of
+/// a fresh node; much shorter and a directory that stays away costs CPU.
+const REARM_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Most blobs reported one by one when a directory of them appears. A fresh node's first pull
 /// makes one with a handful of blobs. Lower and those are found by a full listing; higher and
@@ -64,12 +64,11 @@ const SELF_LOST: EventMask =
 /// is reported. Must be called within a tokio runtime.
 pub fn spawn(root: impl Into<PathBuf>, inputs: Sender<Input>) -> JoinHandle<()> {
     let root = root.into();
-    let first = Watch::arm(&root);
-    tokio::spawn(watch_forever(root, first, inputs))
+    let armed = Watch::arm(&root);
+    tokio::spawn(watch_forever(root, armed, inputs))
 }
 
-async fn watch_forever(root: PathBuf, first: io::Result<Watch>, inputs: Sender<Input>) {
-    let mut armed = first;
+async fn watch_forever(root: PathBuf, mut armed: io::Result<Watch>, inputs: Sender<Input>) {
     let mut reported = None;
     while !inputs.is_closed() {
         let cause = match armed {
@@ -89,11 +88,16 @@ async fn watch_forever(root: PathBuf, first: io::Result<Watch>, inputs: Sender<I
         }
         sleep(REARM_INTERVAL).await;
         armed = Watch::arm(&root);
-        if armed.is_ok() {
+        if let Ok(watch) = &armed {
             reported = None;
             let cause = format!("{} was not watched for a while", root.display());
-            if inputs.send(Input::WatchLost { cause }).await.is_err() {
-                return;
+            // What a small store has is said at once: on a fresh node this is the first pull, which
+            // should not wait for a listing.
+            let found = watch.scan(&watch.algorithms()).unwrap_or_default();
+            for input in iter::once(Input::WatchLost { cause }).chain(found) {
+                if inputs.send(input).await.is_err() {
+                    return;
+                }
             }
         }
     }
@@ -176,6 +180,10 @@ impl Watch {
         }
     }
 
+    fn algorithms(&self) -> Vec<Algorithm> {
+        Algorithm::ALL.into_iter().filter(|algorithm| self.is_watched(Place::Algorithm(*algorithm))).collect()
+    }
+
     fn is_watched(&self, place: Place) -> bool {
         self.places.iter().any(|(_, watched)| *watched == place)
     }
@@ -237,27 +245,24 @@ impl Watch {
             return Err(format!("{name} was removed from {}", self.root.display()));
         }
         debug!(name, "directory appeared in the content store");
-        let found = self.descend().and_then(|added| {
-            let scanned: io::Result<Vec<_>> =
-                added.into_iter().map(|algorithm| self.scan(algorithm)).collect();
-            scanned
-        });
-        match found {
-            Ok(found) => Ok(found.into_iter().flatten().collect()),
-            Err(error) => Err(format!("{name} in {} cannot be watched: {error}", self.root.display())),
-        }
+        let found = self.descend().and_then(|added| self.scan(&added));
+        found.map_err(|error| format!("{name} in {} cannot be watched: {error}", self.root.display()))
     }
 
-    /// The blobs that were in a directory before it was watched. Some may be reported twice.
-    fn scan(&self, algorithm: Algorithm) -> io::Result<Vec<Input>> {
+    /// The blobs that were in these directories before they were watched; some may be reported
+    /// twice. Too many are a reason for a listing instead.
+    fn scan(&self, algorithms: &[Algorithm]) -> io::Result<Vec<Input>> {
         let mut found = Vec::new();
-        for entry in fs::read_dir(algorithm_dir(&self.root, algorithm))? {
-            let name = entry?.file_name();
-            if let Some(input) = blob_input(algorithm, name.to_str().unwrap_or_default(), EventMask::MOVED_TO)
-            {
+        for &algorithm in algorithms {
+            for entry in fs::read_dir(algorithm_dir(&self.root, algorithm))? {
+                let name = entry?.file_name();
+                let Some(input) =
+                    blob_input(algorithm, name.to_str().unwrap_or_default(), EventMask::MOVED_TO)
+                else {
+                    continue;
+                };
                 if found.len() == SCAN_BLOBS_MAX {
-                    let cause =
-                        format!("{} appeared with much content", self.describe(Place::Algorithm(algorithm)));
+                    let cause = format!("much content appeared at once in {}", self.root.display());
                     return Ok(vec![Input::WatchLost { cause }]);
                 }
                 found.push(input);
@@ -388,11 +393,13 @@ mod tests {
         fs::remove_dir_all(store.path("")).unwrap();
         let mut inputs = store.watch(16);
         assert!(matches!(next(&mut inputs).await, Input::WatchLost { .. }));
-        sleep(REARM_INTERVAL * 5 / 2).await;
+        sleep(REARM_INTERVAL * 7 / 2).await;
         assert!(inputs.try_recv().is_err(), "a directory that stays away is said once");
         fs::create_dir_all(store.path("blobs/sha256")).unwrap();
         fs::create_dir_all(store.path("ingest")).unwrap();
+        let unseen = store.commit(b"before the watch sees the directory");
         assert!(matches!(next(&mut inputs).await, Input::WatchLost { .. }));
+        assert_eq!(next(&mut inputs).await, Input::BlobCommitted { digest: unseen });
         let digest = store.commit(b"x");
         assert_eq!(next(&mut inputs).await, Input::BlobCommitted { digest });
     }

@@ -12,7 +12,6 @@ use tokio::time::{Instant, timeout_at};
 /// messages carry their own version.
 pub(super) const PROTOCOL: StreamProtocol = StreamProtocol::new("/spegel/control/1");
 
-/// Largest message sent or accepted, in bytes: the core's bound.
 pub(super) use spegel_core::MESSAGE_SIZE_MAX;
 
 /// Bytes set aside before any of a message has arrived. The length is a claim of the peer: memory

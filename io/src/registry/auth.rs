@@ -63,7 +63,7 @@ mod tests {
     fn accepts(header: &str) -> bool {
         let mut headers = HeaderMap::new();
         headers.insert(header::AUTHORIZATION, header.parse().unwrap());
-        Credentials::new("user", "pass:word").are_in(&headers)
+        Credentials::new(b"user", b"pass:word").are_in(&headers)
     }
 
     #[test]
@@ -76,11 +76,11 @@ mod tests {
         assert!(!accepts("Basic ***"));
         assert!(!accepts("Basic"));
         assert!(!accepts(""));
-        assert!(!Credentials::new("user", "").are_in(&HeaderMap::new()));
+        assert!(!Credentials::new(b"user", b"").are_in(&HeaderMap::new()));
     }
 
     #[test]
     fn password_does_not_show_in_debug_output() {
-        assert!(!format!("{:?}", Credentials::new("user", "secret")).contains("secret"));
+        assert!(!format!("{:?}", Credentials::new(b"user", b"secret")).contains("secret"));
     }
 }

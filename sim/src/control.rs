@@ -82,11 +82,13 @@ impl Control {
         write_frame(&mut stream, self.me, &reply).await
     }
 
-    /// Carries out what the core wants of the cluster; `None` if it wants something else.
-    pub fn perform(&self, output: &Output) -> Option<()> {
+    /// Carries out what the core wants of the cluster; `false` if it wants something else.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the node routes every order; these four are ours")]
+    pub fn perform(&self, output: &Output) -> bool {
         match output {
             Output::Reply { exchange, message } => {
-                let waiting = self.inbound.lock().unwrap_or_else(PoisonError::into_inner).waiting.remove(exchange);
+                let waiting =
+                    self.inbound.lock().unwrap_or_else(PoisonError::into_inner).waiting.remove(exchange);
                 if let Some(waiting) = waiting {
                     // The asker has gone.
                     let _ = waiting.send(message.clone());
@@ -94,10 +96,14 @@ impl Control {
             }
             Output::Dial { addr, timeout, .. } => {
                 let (me, addr) = (self.me, *addr);
-                self.report(*timeout, async move { exchange(me, addr, &[]).await }, move |result| match result {
-                    Ok((peer, _)) => Input::Dialed { addr, peer },
-                    Err(error) => Input::DialFailed { addr, cause: error.to_string() },
-                });
+                self.report(
+                    *timeout,
+                    async move { exchange(me, addr, &[]).await },
+                    move |result| match result {
+                        Ok((peer, _)) => Input::Dialed { addr, peer },
+                        Err(error) => Input::DialFailed { addr, cause: error.to_string() },
+                    },
+                );
             }
             Output::Send { to, addrs, exchange: id, message, timeout } => {
                 let (me, to, id, message) = (self.me, *to, *id, message.clone());
@@ -114,9 +120,9 @@ impl Control {
             }
             // There is no connection that lasts.
             Output::Disconnect { .. } => {}
-            _ => return None,
+            _ => return false,
         }
-        Some(())
+        true
     }
 
     fn report<T: Send + 'static>(

@@ -34,7 +34,8 @@ impl Image {
             contents.insert(digest, content);
             Descriptor { media_type: media_type.to_owned(), digest, size }
         };
-        let mut blobs = vec![add(CONFIG_TYPE, Bytes::from(format!(r#"{{"architecture":"amd64","name":"{name}"}}"#)))];
+        let mut blobs =
+            vec![add(CONFIG_TYPE, Bytes::from(format!(r#"{{"architecture":"amd64","name":"{name}"}}"#)))];
         for _ in 0..layers {
             let content: Vec<u8> = (0..layer_bytes).map(|_| rng.random()).collect();
             blobs.push(add(LAYER_TYPE, content.into()));

@@ -1,1 +1,13 @@
-//! Placeholder.
+//! Clusters of nodes on a simulated network, in virtual time, replayed from a seed.
+//!
+//! Each node is the real core, the real registry and the real peer client. containerd, DNS, the
+//! registry upstream and the framing of control messages are the simulator's own.
+
+pub mod containerd;
+pub mod control;
+pub mod image;
+pub mod incidents;
+pub mod node;
+pub mod puller;
+pub mod scenario;
+pub mod trace;

@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -77,10 +77,10 @@ pub async fn pull(
     image: &Image,
     containerd: &Containerd,
     upstream: &Upstream,
-    mirror_port: u16,
+    mirror: SocketAddr,
 ) -> io::Result<()> {
     let (_, _, tag) = image.parts();
-    let mirror = Mirror { image, addr: SocketAddr::from((Ipv4Addr::LOCALHOST, mirror_port)) };
+    let mirror = Mirror { image, addr: mirror };
     // By tag first, as containerd resolves; what it names must be the image's manifest.
     let manifest = match mirror.get("manifests", tag, 0).await? {
         Mirrored::Whole(manifest) => manifest,

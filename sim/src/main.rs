@@ -1,0 +1,28 @@
+//! Replays one scenario from one seed and prints its trace: `spegel-sim SCENARIO SEED`.
+#![expect(clippy::print_stdout, reason = "the trace is what it is for")]
+
+use std::{env, process::ExitCode};
+
+use spegel_sim::incidents;
+
+fn main() -> ExitCode {
+    let mut args = env::args().skip(1);
+    let (name, seed) = (args.next().unwrap_or_default(), args.next().and_then(|seed| seed.parse().ok()));
+    let scenarios = incidents::all();
+    let (Some(scenario), Some(seed)) = (scenarios.iter().find(|scenario| scenario.name() == name), seed)
+    else {
+        let names: Vec<_> = scenarios.iter().map(|scenario| scenario.name()).collect();
+        eprintln!("usage: make sim SCENARIO=NAME SEED=NUMBER, where NAME is one of: {}", names.join(", "));
+        return ExitCode::FAILURE;
+    };
+    let outcome = scenario.run(seed);
+    println!("{}", outcome.trace.text());
+    println!("trace hash {}", outcome.trace.hash());
+    match outcome.error {
+        None => ExitCode::SUCCESS,
+        Some(error) => {
+            eprintln!("the run stopped: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

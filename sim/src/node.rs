@@ -1,0 +1,229 @@
+//! One simulated node: the real core, the real registry and peer client, and adapters of the
+//! simulator for the rest.
+
+use std::{
+    future::Future,
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use sha2::{Digest as _, Sha256};
+use spegel_core::{BootstrapAddr, Config, Filters, Input, Node, Output, PeerId};
+use spegel_io::{
+    clock,
+    metrics::Metrics,
+    mirror::Pulls,
+    net::{Dialer, Listener},
+    registry::{self, Registry, Serving},
+    shell,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::sleep,
+};
+use tokio_util::sync::CancellationToken;
+use turmoil::net::{TcpListener, TcpStream};
+
+use crate::{containerd::Containerd, control::Control, trace::Trace};
+
+/// Where the mirror listens on each node.
+pub const REGISTRY_PORT: u16 = 5000;
+
+/// Where nodes talk to each other.
+pub const ROUTER_PORT: u16 = 5001;
+
+/// Milliseconds since the UNIX epoch when every simulation begins.
+const EPOCH_UNIX_MS: u64 = 1_800_000_000_000;
+
+/// How long a DNS server takes to answer.
+const DNS_LATENCY: Duration = Duration::from_millis(2);
+
+/// The headless Service: nodes appear in it a while after they have started.
+#[derive(Clone, Debug, Default)]
+pub struct Dns {
+    stale: Duration,
+    nodes: Arc<Mutex<Vec<(Duration, IpAddr)>>>,
+}
+
+impl Dns {
+    /// A name server whose answers are as old as this.
+    #[must_use]
+    pub fn stale_by(stale: Duration) -> Self {
+        Self { stale, nodes: Arc::default() }
+    }
+
+    fn add(&self, addr: IpAddr) {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).push((elapsed(), addr));
+    }
+
+    fn resolve(&self) -> Input {
+        let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = nodes.iter().filter(|(since, _)| *since + self.stale <= elapsed());
+        let addrs =
+            known.map(|(_, ip)| BootstrapAddr { addr: SocketAddr::new(*ip, ROUTER_PORT), peer: None });
+        let addrs: Vec<_> = addrs.collect();
+        if addrs.is_empty() {
+            Input::BootstrapFailed { cause: "no such host".to_owned() }
+        } else {
+            Input::BootstrapResolved { addrs }
+        }
+    }
+}
+
+/// Virtual time since the simulation began.
+pub(crate) fn elapsed() -> Duration {
+    turmoil::sim_elapsed().unwrap_or_default()
+}
+
+/// What a node is made of; the process can be run several times on it.
+#[derive(Clone, Debug)]
+pub struct NodeParts {
+    /// Its host name.
+    pub name: String,
+    /// The seed of the run.
+    pub seed: u64,
+    /// Its containerd, which outlives the process.
+    pub containerd: Containerd,
+    /// How it finds others.
+    pub dns: Dns,
+    /// Where everything is noted.
+    pub trace: Trace,
+    /// What `/readyz` says; false while the process does not run.
+    pub ready: watch::Sender<bool>,
+}
+
+impl NodeParts {
+    /// Runs the mirror process for ever.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot listen.
+    pub async fn run(self) -> io::Result<()> {
+        let ip = turmoil::lookup(self.name.as_str());
+        self.dns.add(ip);
+        let (inputs, from_adapters) = mpsc::channel(shell::INPUTS_MAX);
+        let peer = PeerId::from_public_key(Sha256::digest(self.name.as_bytes()).into());
+        self.trace.name(peer, &self.name);
+        let (metrics, serving) = (Metrics::new(), Serving::default());
+        let pulls = Pulls::new(SimulatedDialer, inputs.clone(), None, metrics.clone());
+        let control = Control::new(peer, inputs.clone());
+        let (_reports, report_requests) = shell::reports();
+        let started_at = EPOCH_UNIX_MS + u64::try_from(elapsed().as_millis()).unwrap_or(u64::MAX);
+        let config = Config {
+            peer,
+            started_at_unix_ms: started_at,
+            router_port: ROUTER_PORT,
+            registry_port: REGISTRY_PORT,
+            zone: None,
+            filters: Filters::default(),
+            resolve_timeout: Duration::from_millis(20),
+            resolve_retries: 3,
+        };
+        let node = Node::new(clock::now(), config, self.node_seed());
+        let ports = Ports {
+            name: self.name.clone(),
+            trace: self.trace.clone(),
+            containerd: self.containerd.clone(),
+            dns: self.dns.clone(),
+            control: control.clone(),
+            serving: serving.clone(),
+            pulls: pulls.clone(),
+            ready: self.ready.clone(),
+            inputs: inputs.clone(),
+        };
+        let registry = Registry {
+            serving,
+            store: self.containerd.clone(),
+            pulls,
+            filters: Filters::default(),
+            credentials: None,
+            ready: self.ready.subscribe(),
+            inputs: inputs.clone(),
+            metrics,
+        };
+        let addrs = vec![ip];
+        // The core's end of the channel is below and open.
+        let _ = inputs.send(Input::ListenAddrsChanged { addrs }).await;
+        let listener = SimulatedListener(TcpListener::bind((Ipv4Addr::UNSPECIFIED, REGISTRY_PORT)).await?);
+        let never = CancellationToken::new();
+        tokio::spawn(registry::serve(listener, registry.into_router(), never, Duration::ZERO));
+        tokio::spawn(control.listen(ROUTER_PORT));
+        shell::run(node, from_adapters, report_requests, ports).await;
+        Ok(())
+    }
+
+    /// The run's seed split by name, so that another node more does not change what this one draws.
+    fn node_seed(&self) -> u64 {
+        let hash =
+            Sha256::new().chain_update(self.seed.to_be_bytes()).chain_update(self.name.as_bytes()).finalize();
+        hash.iter().take(8).fold(0, |seed, byte| seed << 8 | u64::from(*byte))
+    }
+}
+
+struct Ports {
+    name: String,
+    trace: Trace,
+    containerd: Containerd,
+    dns: Dns,
+    control: Control,
+    serving: Serving,
+    pulls: Pulls<SimulatedDialer>,
+    ready: watch::Sender<bool>,
+    inputs: mpsc::Sender<Input>,
+}
+
+impl shell::Ports for Ports {
+    fn observe(&mut self, input: &Input) {
+        self.trace.input(&self.name, input);
+    }
+
+    #[expect(clippy::wildcard_enum_match_arm, reason = "whatever no adapter took is a mistake")]
+    fn perform(&mut self, output: Output) {
+        self.trace.output(&self.name, &output);
+        let done = self.serving.perform(&output)
+            || self.pulls.perform(&output)
+            || self.control.perform(&output)
+            || self.containerd.perform(&output, &self.inputs);
+        match output {
+            _ if done => {}
+            Output::ResolveBootstrap => {
+                let (dns, inputs) = (self.dns.clone(), self.inputs.clone());
+                tokio::spawn(async move {
+                    sleep(DNS_LATENCY).await;
+                    // The process has ended: nobody to tell.
+                    let _ = inputs.send(dns.resolve()).await;
+                });
+            }
+            Output::SetReady { ready } => {
+                self.ready.send_replace(ready);
+            }
+            // In the trace; nothing else to do.
+            Output::Notice(_) | Output::ShutdownComplete => {}
+            other => unreachable!("carried out above: {other:?}"),
+        }
+    }
+}
+
+/// Dials over turmoil's TCP.
+#[derive(Clone, Copy, Debug)]
+struct SimulatedDialer;
+
+impl Dialer for SimulatedDialer {
+    type Stream = TcpStream;
+
+    fn dial(&self, addr: SocketAddr) -> impl Future<Output = io::Result<TcpStream>> + Send {
+        TcpStream::connect(addr)
+    }
+}
+
+struct SimulatedListener(TcpListener);
+
+impl Listener for SimulatedListener {
+    type Stream = TcpStream;
+
+    async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
+        self.0.accept().await
+    }
+}

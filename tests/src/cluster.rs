@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::image::{Image, ImageSpec};
 use crate::netns::{NetNs, ip_batch};
 use crate::node::Node;
-use crate::parts::{Generation, spegel_binary, target_dir};
+use crate::parts::{Generation, target_dir};
 use crate::sweep::{base_dir, cluster_name, sweep_cluster, sweep_dead};
 use crate::upstream::Upstream;
 use crate::{BOOTSTRAP_NAME, BOOTSTRAP_PORT, METRICS_PORT, MIRROR_PORT, REGISTRY, ROUTER_PORT};
@@ -293,12 +293,6 @@ impl Cluster {
     #[must_use]
     pub fn logs(&self) -> String {
         self.nodes.iter().map(Node::logs).collect()
-    }
-
-    /// Whether the binary under test is there, for tests that have something to say without it.
-    #[must_use]
-    pub fn binary() -> PathBuf {
-        spegel_binary()
     }
 }
 

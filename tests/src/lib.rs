@@ -31,7 +31,7 @@ pub use netns::{LinkBytes, NetNs};
 pub use node::Node;
 pub use parts::{Generation, spegel_binary};
 pub use process::Process;
-pub use sweep::{clean_up_on_signal, interrupted, leftovers};
+pub use sweep::{clean_up, clean_up_on_signal, interrupted, leftovers};
 pub use upstream::Upstream;
 pub use wait::{percentile, wait_for};
 

@@ -120,6 +120,14 @@ fn unmount_below(dir: &Path) {
     }
 }
 
+/// Removes every cluster of this process: for a program that is about to end without dropping them.
+pub fn clean_up() {
+    // Another thread may be starting things while this stops them, hence twice.
+    for _ in 0..2 {
+        sweep(|name| owner(name) == Some(process::id()));
+    }
+}
+
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Whether a signal is ending this process: what fails from then on fails because of it.
@@ -138,10 +146,7 @@ pub fn clean_up_on_signal() {
             tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
         });
         INTERRUPTED.store(true, Ordering::Relaxed);
-        // The main thread may be starting things while this stops them, hence twice.
-        for _ in 0..2 {
-            sweep(|name| owner(name) == Some(process::id()));
-        }
+        clean_up();
         process::exit(130);
     });
 }

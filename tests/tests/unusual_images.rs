@@ -49,7 +49,6 @@ fn unusual() -> Vec<ImageSpec> {
             "bad-digest",
             br#"{"schemaVersion":2,"config":{"digest":"sha256:zz"},"layers":[{"digest":"md5:1"}]}"#,
         ),
-        manifest("empty-manifest", b""),
         plain("UPPER/Case"),
         plain("very-long-name-".repeat(16).trim_end_matches('-')),
     ]

@@ -4,13 +4,13 @@
 #![allow(clippy::print_stdout, clippy::disallowed_methods, reason = "it tells a story, on the real clock")]
 
 use std::panic;
-use std::process::ExitCode;
+use std::process::{self, ExitCode};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use spegel_tests::{
-    Cluster, ClusterOptions, Generation, Image, ImageSpec, Node, Puller, clean_up_on_signal, interrupted,
-    mib, spegel_binary, wait_for,
+    Cluster, ClusterOptions, Generation, Image, ImageSpec, Node, Puller, clean_up, clean_up_on_signal,
+    interrupted, mib, spegel_binary, wait_for,
 };
 
 const UPSTREAM_MBIT: u32 = 200;
@@ -18,24 +18,29 @@ const LAYERS: [u64; 4] = [mib(16); 4];
 
 fn main() -> ExitCode {
     clean_up_on_signal();
-    // A missing part panics with a sentence that says what to do; the backtrace would bury it.
+    // A missing part panics with a sentence that says what to do; a backtrace would bury it. A release build
+    // aborts on panic and drops nothing, so the hook removes the cluster itself.
     panic::set_hook(Box::new(|info| {
-        if !interrupted() {
-            eprintln!("\nThe demo stopped: {}", message(info.payload()))
-        }
+        wait_if_interrupted();
+        eprintln!("\nThe demo stopped: {}", message(info.payload()));
+        clean_up();
+        process::exit(1);
     }));
-    let ended = panic::catch_unwind(demo);
-    while interrupted() {
-        // The thread that cleans up ends the process.
-        thread::sleep(Duration::from_millis(10));
-    }
+    let ended = demo();
+    wait_if_interrupted();
     match ended {
-        Ok(Ok(())) => ExitCode::SUCCESS,
-        Ok(Err(error)) => {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
             eprintln!("\nThe demo failed: {error}");
             ExitCode::FAILURE
         }
-        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// After Ctrl-C everything fails, and says nothing; the thread that cleans up ends the process.
+fn wait_if_interrupted() {
+    while interrupted() {
+        thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -1,5 +1,7 @@
 //! What nobody has costs nothing: the mirror says so in a millisecond, and containerd goes to the registry.
 
+#![allow(clippy::print_stdout, reason = "figures are worth reading when a test passes too")]
+
 use std::time::Duration;
 
 use spegel_tests::{Cluster, ClusterOptions, Generation, REGISTRY, digest_of, percentile};
@@ -27,6 +29,7 @@ fn layer_that_nobody_has_is_refused_in_a_millisecond() {
         }
         let samples: Vec<Duration> = (WARM_UP..WARM_UP + ASKED).map(&mut ask).collect();
         let (p50, p99) = (percentile(&samples, 50), percentile(&samples, 99));
+        println!("{}: {p50:?} (p50), {p99:?} (p99)", node.name);
         assert!(p50 <= P50_MAX, "{}: half of the misses take over {p50:?}, not {P50_MAX:?}", node.name);
         assert!(p99 <= P99_MAX, "{}: one miss in a hundred takes over {p99:?}, not {P99_MAX:?}", node.name);
     }
@@ -47,6 +50,7 @@ fn tag_that_nobody_has_is_refused_in_a_millisecond() {
     }
     let samples: Vec<Duration> = (WARM_UP..WARM_UP + ASKED).map(&mut ask).collect();
     let (p50, p99) = (percentile(&samples, 50), percentile(&samples, 99));
+    println!("tags: {p50:?} (p50), {p99:?} (p99)");
     assert!(
         p50 <= P50_MAX && p99 <= P99_MAX,
         "misses take {p50:?} (p50) and {p99:?} (p99), not {P50_MAX:?} and {P99_MAX:?}"

@@ -1,5 +1,7 @@
 //! A node that is alone is ready: it has nobody to ask, and that is an answer.
 
+#![allow(clippy::print_stdout, reason = "figures are worth reading when a test passes too")]
+
 use std::time::Duration;
 
 use spegel_tests::{Bootstrap, Cluster, ClusterOptions, Generation, ImageSpec, Puller};
@@ -13,6 +15,7 @@ fn alone_is_ready(bootstrap: Bootstrap) {
     let node = &cluster.nodes[0];
     cluster.spawn_spegel(node);
     let took = cluster.expect("ready", node.wait_ready(Duration::from_secs(30)));
+    println!("{bootstrap:?}: ready after {took:?}");
     assert!(took <= READY_MAX, "{bootstrap:?}: a lone node is ready after {took:?}, not {READY_MAX:?}");
 
     let image = cluster.image(&ImageSpec::new("alone", "1", &[1000]));

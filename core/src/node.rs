@@ -124,7 +124,12 @@ impl Node {
             Input::ListFailed { cause } => self.inventory.on_list_failed(now, &cause),
             Input::ImageChanged(image) => self.inventory.on_image_changed(now, &image),
             Input::ImageDeleted { name } => self.inventory.on_image_deleted(now, &name),
-            Input::BlobCommitted { digest } => self.inventory.on_blob_committed(now, &digest),
+            Input::BlobCommitted { digest } => {
+                // containerd commits only what has the right digest: whoever sent it sent the
+                // right bytes, even if the blob is of another namespace or gone again at once.
+                self.fetch.on_content_appeared(now, &digest, &mut self.health);
+                self.inventory.on_blob_committed(now, &digest);
+            }
             Input::BlobRemoved { digest } => self.inventory.on_blob_removed(now, &digest),
             Input::WatchLost { cause } => self.inventory.on_watch_lost(now, &cause),
             Input::Inspected { digest, outcome } => self.inventory.on_inspected(now, &digest, outcome),

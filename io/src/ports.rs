@@ -32,13 +32,41 @@ pub struct Ports<D> {
     pub farewell: watch::Sender<bool>,
 }
 
+/// Decisions about pulls are what a developer looks for; the rest is said by notices, or is too
+/// much to read.
+fn log(output: &Output) {
+    match output {
+        Output::Fetch { .. }
+        | Output::CancelFetch { .. }
+        | Output::Forward { .. }
+        | Output::Refuse { .. }
+        | Output::Truncate { .. }
+        | Output::Dial { .. }
+        | Output::Disconnect { .. } => debug!(?output, "decided"),
+        Output::ConnectContainerd
+        | Output::List
+        | Output::Inspect { .. }
+        | Output::ReadManifest { .. }
+        | Output::ServeContent { .. }
+        | Output::StopServingContent { .. }
+        | Output::ServeTag { .. }
+        | Output::StopServingTag { .. }
+        | Output::ResolveBootstrap
+        | Output::Send { .. }
+        | Output::Reply { .. }
+        | Output::SetReady { .. }
+        | Output::ShutdownComplete
+        | Output::Notice(_) => trace!(?output, "decided"),
+    }
+}
+
 impl<D: Dialer> shell::Ports for Ports<D> {
     fn observe(&mut self, input: &Input) {
         trace!(?input, "input");
     }
 
     fn perform(&mut self, output: Output) {
-        trace!(?output, "output");
+        log(&output);
         if self.serving.perform(&output) || self.pulls.perform(&output) {
             return;
         }

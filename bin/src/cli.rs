@@ -83,7 +83,7 @@ pub(crate) struct Registry {
     #[arg(long, num_args = 0..)]
     pub(crate) static_bootstrap_peers: Vec<String>,
 
-    /// Where to serve metrics and the debug page.
+    /// Where to serve metrics.
     #[arg(long, env = "METRICS_ADDR", default_value = ":9090", value_parser = listen_addr)]
     pub(crate) metrics_addr: Listen,
 
@@ -131,7 +131,7 @@ pub(crate) struct Registry {
     #[arg(long, env = "MIRROR_RESOLVE_RETRIES", default_value_t = 3)]
     pub(crate) mirror_resolve_retries: u32,
 
-    /// Whether to serve the debug page.
+    /// Whether to say at --metrics-addr who this node is (/debug/web/metadata).
     #[arg(
         long, env = "DEBUG_WEB_ENABLED", default_value_t = true, action = clap::ArgAction::Set,
         num_args = 0..=1, require_equals = true, default_missing_value = "true"

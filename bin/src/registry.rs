@@ -120,7 +120,8 @@ pub(crate) async fn run(flags: Registry, terminated: impl Future<Output = ()>) -
         }
     };
     serve(registry_listeners, registry.into_router(), DRAIN_MAX);
-    serve(metrics_listeners, metrics::router(metrics, reports, identity.peer), DEBUG_DRAIN_MAX);
+    let shown = flags.debug_web_enabled.then_some(identity.peer);
+    serve(metrics_listeners, metrics::router(metrics, reports, shown), DEBUG_DRAIN_MAX);
     serve(id_listeners, id_router(identity.peer, control.listening()), DEBUG_DRAIN_MAX);
     info!(peer = %identity.peer, "mirror is running");
 

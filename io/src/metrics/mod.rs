@@ -302,11 +302,13 @@ fn gauge_value(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-/// What `--metrics-addr` serves: `/metrics`, and who this node is.
-pub fn router(metrics: Metrics, reports: Reports, peer: PeerId) -> Router {
-    Router::new()
-        .route("/metrics", routing::get(encode))
-        .route("/debug/web/metadata", routing::get(move || metadata(peer)))
+/// What `--metrics-addr` serves: `/metrics`, and who this node is where that is to be shown.
+pub fn router(metrics: Metrics, reports: Reports, shown: Option<PeerId>) -> Router {
+    let mut router = Router::new().route("/metrics", routing::get(encode));
+    if let Some(peer) = shown {
+        router = router.route("/debug/web/metadata", routing::get(move || metadata(peer)));
+    }
+    router
         .layer(axum::middleware::from_fn_with_state(metrics.clone(), observe_debug))
         .with_state((metrics, reports))
 }

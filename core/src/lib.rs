@@ -17,6 +17,7 @@ mod fetch;
 mod filter;
 mod health;
 mod input;
+mod intercept;
 mod inventory;
 mod key;
 mod membership;

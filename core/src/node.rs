@@ -20,6 +20,7 @@ use crate::{
     directory::{self, Directory, LookupId},
     fetch::{self, Candidate, Fetch},
     health::Health,
+    intercept::{self, Intercept},
     inventory::{self, Inventory},
     membership::{self, Membership},
     message::{Reply, Request},
@@ -53,6 +54,7 @@ const SETTLE_ROUNDS_MAX: usize = 100_000;
 #[derive(Debug)]
 pub struct Node {
     inventory: Inventory,
+    intercept: Intercept,
     bootstrap: Bootstrap,
     membership: Membership,
     directory: Directory,
@@ -96,6 +98,7 @@ impl Node {
             zone: config.zone.clone(),
         };
         let mut node = Self {
+            intercept: Intercept::new(config.filters.clone()),
             inventory: Inventory::new(config.filters, seed),
             bootstrap: Bootstrap::new(config.peer, seed),
             membership: Membership::new(me, seed),
@@ -122,17 +125,24 @@ impl Node {
             Input::ContainerdDisconnected { cause } => self.inventory.on_disconnected(now, cause),
             Input::Listed(listing) => self.inventory.on_listed(now, listing),
             Input::ListFailed { cause } => self.inventory.on_list_failed(now, &cause),
-            Input::ImageChanged(image) => self.inventory.on_image_changed(now, &image),
+            Input::ImageChanged(image) => {
+                self.intercept.on_image_changed(now, &image);
+                self.inventory.on_image_changed(now, &image);
+            }
             Input::ImageDeleted { name } => self.inventory.on_image_deleted(now, &name),
             Input::BlobCommitted { digest } => {
                 // containerd commits only what has the right digest: whoever sent it sent the
                 // right bytes, even if the blob is of another namespace or gone again at once.
                 self.fetch.on_content_appeared(now, &digest, &mut self.health);
+                self.intercept.on_blob_committed(now, digest);
                 self.inventory.on_blob_committed(now, &digest);
             }
             Input::BlobRemoved { digest } => self.inventory.on_blob_removed(now, &digest),
             Input::WatchLost { cause } => self.inventory.on_watch_lost(now, &cause),
-            Input::Inspected { digest, outcome } => self.inventory.on_inspected(now, &digest, outcome),
+            Input::Inspected { digest, outcome } => {
+                self.intercept.on_inspected(now, &digest, &outcome);
+                self.inventory.on_inspected(now, &digest, outcome);
+            }
             Input::ManifestRead { digest, outcome } => self.inventory.on_manifest_read(now, &digest, outcome),
             Input::ContentUnreadable { digest } => self.inventory.on_content_unreadable(now, &digest),
 
@@ -149,6 +159,9 @@ impl Node {
             Input::SendFailed { exchange, .. } => self.fail_exchange(now, exchange),
 
             Input::PullRequested { pull, key, digest, kind, whole } => {
+                if let Some(digest) = digest {
+                    self.intercept.on_requested(now, digest);
+                }
                 self.fetch.on_requested(now, pull, key, digest, kind, whole, &mut self.health);
             }
             Input::FetchAnswered { pull, attempt, body_bytes } => {
@@ -173,6 +186,7 @@ impl Node {
     /// Fires everything due at `now`. Early, late and repeated calls are harmless.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.inventory.handle_timeout(now);
+        self.intercept.handle_timeout(now);
         self.bootstrap.handle_timeout(now);
         self.membership.handle_timeout(now);
         self.directory.handle_timeout(now);
@@ -189,6 +203,7 @@ impl Node {
         };
         [
             (self.inventory.poll_timeout(), Wake::Inventory),
+            (self.intercept.poll_timeout(), Wake::Intercept),
             (self.bootstrap.poll_timeout(), Wake::Bootstrap),
             (self.membership.poll_timeout(), Wake::Membership),
             (self.directory.poll_timeout(), Wake::Directory),
@@ -214,6 +229,7 @@ impl Node {
             me: self.membership.me().clone(),
             members: self.membership.members().cloned().collect(),
             inventory: self.inventory.report(),
+            bypassed_images: self.intercept.bypassed_images(),
             directory: self.directory.report(),
             peers: self.health.report(now),
             pulls: self.fetch.in_flight(),
@@ -225,6 +241,11 @@ impl Node {
         for _ in 0..SETTLE_ROUNDS_MAX {
             if let Some(event) = self.inventory.poll_event() {
                 self.route_inventory(now, event);
+            } else if let Some(event) = self.intercept.poll_event() {
+                self.outputs.push_back(match event {
+                    intercept::Event::Inspect { digest } => Output::Inspect { digest },
+                    intercept::Event::Notice(notice) => Output::Notice(notice),
+                });
             } else if let Some(event) = self.bootstrap.poll_event() {
                 self.route_bootstrap(now, event);
             } else if let Some(event) = self.membership.poll_event() {

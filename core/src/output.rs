@@ -221,6 +221,13 @@ pub enum Notice {
         /// The address.
         addr: SocketAddr,
     },
+    /// Images were pulled past this mirror; said at most once an hour.
+    MirrorBypassed {
+        /// How many in a row.
+        images: u64,
+        /// The last of them.
+        example: String,
+    },
     /// The bootstrapper gave nothing; said once per outage.
     BootstrapFailed {
         /// What went wrong.
@@ -275,6 +282,8 @@ pub enum Notice {
 pub enum Wake {
     /// The inventory: resync, retry, paced reads.
     Inventory,
+    /// The interception watch: ask where an image came from.
+    Intercept,
     /// The bootstrapper: ask or dial again.
     Bootstrap,
     /// Membership: probe, gossip, suspicion.

@@ -13,6 +13,8 @@ pub struct Report {
     pub members: Vec<Member>,
     /// What it can serve.
     pub inventory: InventoryReport,
+    /// Images pulled past the mirror since the start.
+    pub bypassed_images: u64,
     /// What it owns and announces.
     pub directory: DirectoryReport,
     /// What it remembers of its peers.

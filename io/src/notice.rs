@@ -18,6 +18,15 @@ pub fn log(notice: &Notice) {
         Notice::BootstrapIsSelf { addr } => {
             info!(%addr, "bootstrap address leads to this node itself; it is not dialled again for a while");
         }
+        Notice::MirrorBypassed { images, example } => {
+            warn!(
+                images,
+                %example,
+                "containerd pulled images without asking this mirror: is there a proxy in its environment \
+                 (HTTP_PROXY or HTTPS_PROXY, with no exception for the mirror in NO_PROXY)? Is its config_path the \
+                 directory with the mirror's hosts.toml? nerdctl and ctr ask the mirror only with --hosts-dir"
+            );
+        }
         Notice::BootstrapFailed { cause } => {
             warn!(%cause, "the bootstrapper names no nodes; it is asked again");
         }

@@ -10,7 +10,10 @@ mod report;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -89,6 +92,7 @@ struct Families {
     bytes: Family<Labels<1>, Counter>,
     refusals: Family<Labels<1>, Counter>,
     truncations: Family<Labels<1>, Counter>,
+    bypassed_images: Counter,
     members: Gauge,
 }
 
@@ -133,6 +137,7 @@ impl Metrics {
             bytes: Family::default(),
             refusals: Family::default(),
             truncations: Family::default(),
+            bypassed_images: Counter::default(),
             members: Gauge::default(),
         };
         families.register();
@@ -191,6 +196,11 @@ impl Metrics {
     /// How many images are quarantined.
     fn set_quarantined_images(&self, count: u64) {
         self.0.quarantined_images.set(gauge_value(count));
+    }
+
+    /// How many images came past the mirror since the start.
+    fn set_bypassed_images(&self, count: u64) {
+        self.0.bypassed_images.inner().store(count, Ordering::Relaxed);
     }
 
     /// How many members of the cluster are alive, this node among them.
@@ -294,6 +304,11 @@ impl Families {
             self.refusals.clone(),
         );
         registry.register("spegel_pull_truncations", "Pulls given up in mid-body", self.truncations.clone());
+        registry.register(
+            "spegel_mirror_bypassed_images",
+            "Images that containerd pulled without asking this mirror",
+            self.bypassed_images.clone(),
+        );
         registry.register("spegel_members", "Members of the cluster that are alive", self.members.clone());
     }
 }

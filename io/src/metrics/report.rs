@@ -15,6 +15,7 @@ impl Metrics {
         self.set_advertised_image_digests(&advertised(|counts| counts.images));
         self.set_advertised_content_digests(&advertised(|counts| counts.contents));
         self.set_quarantined_images(report.inventory.quarantined.len() as u64);
+        self.set_bypassed_images(report.bypassed_images);
         self.set_members(report.members.len() as u64 + 1);
     }
 

@@ -100,7 +100,7 @@ pub(crate) async fn run(flags: Registry, terminated: impl Future<Output = ()>) -
     // Nothing needs secrecy of this seed, only that nodes differ.
     let seed = clock::unix_ms() ^ u64::from_be_bytes(first_bytes(identity.peer.public_key()));
     let node = Node::new(clock::now(), config, seed);
-    tokio::spawn(shell::run(node, from_adapters, report_requests, ports));
+    let core = tokio::spawn(shell::run(node, from_adapters, report_requests, ports));
 
     let registry = registry::Registry {
         serving,
@@ -125,7 +125,13 @@ pub(crate) async fn run(flags: Registry, terminated: impl Future<Output = ()>) -
     serve(id_listeners, id_router(identity.peer, control.listening()), DEBUG_DRAIN_MAX);
     info!(peer = %identity.peer, "mirror is running");
 
-    terminated.await;
+    // A panic in a connection costs that connection; without the core or the router the process
+    // would linger as half a mirror, so that it is better started anew.
+    tokio::select! {
+        () = terminated => {}
+        ended = core => return Err(format!("the core ended: {ended:?}").into()),
+        () = control.ended() => return Err("the router ended".into()),
+    }
     info!("told to end: saying goodbye, then finishing transfers");
     // The core lives as long as its inputs, one of which is here.
     let _ = inputs.send(Input::ShutdownRequested).await;

@@ -18,8 +18,8 @@ const LAYERS: [u64; 4] = [mib(16); 4];
 
 fn main() -> ExitCode {
     clean_up_on_signal();
-    // A missing part panics with a sentence that says what to do; a backtrace would bury it. A release build
-    // aborts on panic and drops nothing, so the hook removes the cluster itself.
+    // A missing part panics with a sentence that says what to do; a backtrace would bury it. Whichever thread it
+    // was, the story is over.
     panic::set_hook(Box::new(|info| {
         wait_if_interrupted();
         eprintln!("\nThe demo stopped: {}", message(info.payload()));

@@ -9,6 +9,7 @@ use spegel_io::{
     containerd::{Containerd, ContainerdSettings},
     content::{self, ContentDir},
     control::{self, ControlSettings},
+    distribution::Credentials,
     hosts_toml::{BASIC_AUTH_DIR, BasicAuth},
     identity::Identity,
     listen,
@@ -16,7 +17,7 @@ use spegel_io::{
     mirror::Pulls,
     net::TcpDialer,
     ports::Ports,
-    registry::{self, Credentials, Serving},
+    registry::{self, Serving},
     resolve::{Resolver, ResolverSettings, id_router},
     shell,
 };

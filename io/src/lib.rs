@@ -7,6 +7,7 @@ pub mod clock;
 pub mod containerd;
 pub mod content;
 pub mod control;
+pub mod distribution;
 pub mod hosts_toml;
 pub mod identity;
 pub mod listen;

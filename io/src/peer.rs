@@ -20,8 +20,8 @@ use hyper_util::rt::TokioIo;
 use spegel_core::{ByteRange, FetchError};
 
 use crate::{
+    distribution::{Credentials, MIRRORED_HEADER},
     net::{Dialer, Stream},
-    registry::{Credentials, MIRRORED_HEADER},
 };
 
 /// Largest head of an answer. Those of nodes, here and in Go, are below 1 KiB.

@@ -7,10 +7,7 @@ use spegel_core::{
     oci::{Digest, MANIFEST_SIZE_MAX},
 };
 
-use crate::registry::ContentRequest;
-
-/// Names the content of a response (OCI distribution-spec, "Pulling manifests").
-pub(crate) const DIGEST_HEADER: &str = "docker-content-digest";
+use crate::distribution::{ContentRequest, DIGEST_HEADER};
 
 /// Part of some content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,7 +150,7 @@ mod tests {
     use http::Response;
 
     use super::*;
-    use crate::registry::Wanted;
+    use crate::distribution::Wanted;
 
     fn digest() -> Digest {
         Digest::sha256_of(b"content")

@@ -23,11 +23,10 @@ use http::{HeaderMap, StatusCode};
 use spegel_core::{AttemptId, Input, Output, PullId, RefuseReason};
 use tokio::sync::{mpsc, oneshot};
 
-pub(crate) use self::answer::DIGEST_HEADER;
 use crate::{
+    distribution::{ContentRequest, Credentials},
     metrics::Metrics,
     net::Dialer,
-    registry::{ContentRequest, Credentials},
 };
 
 /// Most pulls at once. Fewer and a node that starts many pods sends some of them upstream for

@@ -23,10 +23,10 @@ use super::{
     answer::{self, Answer, Promise},
 };
 use crate::{
+    distribution::{ContentRequest, Credentials},
     metrics::{Metrics, Source},
     net::{Dialer, Stream},
     peer::{self, PeerBody, PeerRequest},
-    registry::{ContentRequest, Credentials},
 };
 
 /// Most attempts of one pull that are open at once. The core hedges with two or three; a bound

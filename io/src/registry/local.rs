@@ -13,11 +13,11 @@ use spegel_core::{
 use tokio::sync::mpsc;
 use tracing::debug;
 
-use super::{ContentRequest, body::Exact, error::OciError};
+use super::body::Exact;
 use crate::{
     content::Blob,
+    distribution::{ContentRequest, DIGEST_HEADER, OciError},
     metrics::{Metrics, Source},
-    mirror::DIGEST_HEADER,
 };
 
 /// How much of a blob is read at once. Smaller costs system calls; larger is held by every

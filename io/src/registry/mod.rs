@@ -3,12 +3,9 @@
 //! is served, whom to ask, or when to give up: the core does, by [`Serving`] and
 //! [`crate::mirror::Pulls`].
 
-mod auth;
 mod body;
-mod error;
 mod local;
 mod patience;
-mod request;
 mod server;
 mod serving;
 
@@ -26,11 +23,11 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tracing::debug;
 
-pub(crate) use self::request::{ContentRequest, MIRRORED_HEADER, Wanted};
-pub use self::{auth::Credentials, server::serve, serving::Serving};
-use self::{body::Exact, error::OciError};
+use self::body::Exact;
+pub use self::{server::serve, serving::Serving};
 use crate::{
     content::ContentStore,
+    distribution::{self, ContentRequest, Credentials, OciError, Wanted},
     metrics::Metrics,
     mirror::{Outcome, Pulls},
     net::Dialer,
@@ -87,10 +84,10 @@ impl<C: ContentStore, D: Dialer> Registry<C, D> {
         if !matches!(*method, Method::GET | Method::HEAD) {
             return Err(OciError::MethodNotAllowed);
         }
-        if request::is_base(request.uri.path()) {
+        if distribution::is_base(request.uri.path()) {
             return Ok(empty(StatusCode::OK));
         }
-        let content = request::parse(&request.uri, headers, method == Method::HEAD)?;
+        let content = distribution::parse(&request.uri, headers, method == Method::HEAD)?;
         let tag = match &content.wanted {
             Wanted::Tag(tag) => Some(tag.as_str()),
             Wanted::Manifest(_) | Wanted::Blob(_) => None,
@@ -102,7 +99,7 @@ impl<C: ContentStore, D: Dialer> Registry<C, D> {
         if let Some(response) = self.local(&content).await {
             return response;
         }
-        if request::is_mirrored(headers) {
+        if distribution::is_mirrored(headers) {
             let (identifier, manifest) = (content.identifier(), content.wanted.is_manifest());
             return Err(OciError::NotLocal { identifier, manifest });
         }

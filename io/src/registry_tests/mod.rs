@@ -25,10 +25,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     content::{Blob, ContentStore},
+    distribution::Credentials,
     metrics::Metrics,
     mirror::Pulls,
     net::TcpDialer,
-    registry::{Credentials, Registry, Serving, serve},
+    registry::{Registry, Serving, serve},
 };
 
 /// No step of a test takes longer, even on a busy machine.

@@ -82,12 +82,12 @@ impl ContentRequest {
 }
 
 /// Whether a path asks for nothing but the version of the API.
-pub(super) fn is_base(path: &str) -> bool {
+pub(crate) fn is_base(path: &str) -> bool {
     matches!(path, "/v2" | "/v2/")
 }
 
 /// Reads a request for content. The method is the caller's to check.
-pub(super) fn parse(uri: &Uri, headers: &HeaderMap, head: bool) -> Result<ContentRequest, OciError> {
+pub(crate) fn parse(uri: &Uri, headers: &HeaderMap, head: bool) -> Result<ContentRequest, OciError> {
     let length = uri.path_and_query().map_or(0, |text| text.as_str().len());
     if length > URI_LENGTH_MAX {
         return Err(OciError::UriTooLong { max: URI_LENGTH_MAX });
@@ -110,7 +110,7 @@ pub(super) fn parse(uri: &Uri, headers: &HeaderMap, head: bool) -> Result<Conten
 }
 
 /// Whether another node asks on behalf of a client.
-pub(super) fn is_mirrored(headers: &HeaderMap) -> bool {
+pub(crate) fn is_mirrored(headers: &HeaderMap) -> bool {
     headers.get(MIRRORED_HEADER).is_some_and(|value| value.as_bytes() == b"true")
 }
 

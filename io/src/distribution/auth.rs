@@ -32,7 +32,7 @@ impl Credentials {
 
     /// Whether a request carries these credentials. Takes the same time for every wrong pair:
     /// hashes are compared, so that not even the length can be measured.
-    pub(super) fn are_in(&self, headers: &HeaderMap) -> bool {
+    pub(crate) fn are_in(&self, headers: &HeaderMap) -> bool {
         let sent = headers.get(header::AUTHORIZATION).map_or(&b""[..], HeaderValue::as_bytes);
         let encoded = match sent.split_at_checked(6) {
             Some((scheme, encoded)) if scheme.eq_ignore_ascii_case(b"basic ") => encoded,

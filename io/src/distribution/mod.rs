@@ -1,0 +1,16 @@
+//! The language that clients, this registry and other nodes speak: requests for content, error
+//! bodies, credentials, headers (OCI distribution-spec and what mirrors add to it). Pure; knows
+//! neither who serves nor who is asked.
+
+mod auth;
+mod error;
+mod request;
+
+pub use self::auth::Credentials;
+pub(crate) use self::{
+    error::OciError,
+    request::{ContentRequest, MIRRORED_HEADER, Wanted, is_base, is_mirrored, parse},
+};
+
+/// Names the content of a response (OCI distribution-spec, "Pulling manifests").
+pub(crate) const DIGEST_HEADER: &str = "docker-content-digest";

@@ -293,10 +293,7 @@ impl Node {
                 self.outputs.push_back(Output::Notice(Notice::MemberUp { member }));
             }
             membership::Event::Changed(member) => {
-                // A new generation may be a new process that knows nothing of what the last
-                // one was told: what was announced to it must be announced again.
-                self.directory.member_down(now, member.peer);
-                self.directory.member_up(now, member.peer, member.zone.clone());
+                self.directory.member_changed(now, member.peer, member.zone.clone());
                 self.outputs.push_back(Output::Notice(Notice::MemberUp { member }));
             }
             membership::Event::Down(peer) => {

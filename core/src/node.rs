@@ -217,10 +217,13 @@ impl Node {
 
     /// Passes events between the machines until none has any left.
     fn settle(&mut self, now: Instant) {
+        // One listing can make a few for each image and content, but nothing that follows from
+        // them comes back to the inventory.
+        while let Some(event) = self.inventory.poll_event() {
+            self.route_inventory(now, event);
+        }
         for _ in 0..SETTLE_ROUNDS_MAX {
-            if let Some(event) = self.inventory.poll_event() {
-                self.route_inventory(now, event);
-            } else if let Some(event) = self.bootstrap.poll_event() {
+            if let Some(event) = self.bootstrap.poll_event() {
                 self.route_bootstrap(now, event);
             } else if let Some(event) = self.membership.poll_event() {
                 self.route_membership(now, event);

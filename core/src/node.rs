@@ -7,6 +7,9 @@
 //! 2. drain [`Node::poll_output`] to `None` and carry out each output,
 //! 3. wait for the next input, or until [`Node::poll_timeout`].
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     net::{IpAddr, SocketAddr},

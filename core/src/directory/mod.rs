@@ -219,7 +219,9 @@ impl Directory {
     /// A peer asked who holds a key.
     pub(crate) fn on_lookup(&mut self, now: Instant, from: PeerId, key: Key) -> Reply {
         let holders = self.ledger.choose(&key, from, self.roster.zone(&from));
-        let knows = self.knows(now, &key);
+        // Who asks takes this node for a member; if it is not one here, this node has just started
+        // and knows only a part of the cluster yet.
+        let knows = self.roster.contains(&from) && self.knows(now, &key);
         Reply::Found { holders, knows }
     }
 

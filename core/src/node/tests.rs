@@ -143,6 +143,27 @@ fn restarted_node_is_known_by_its_new_generation_and_shares_again() {
     }
 }
 
+/// Others go on asking it as an owner, and it believes to be alone.
+#[test]
+fn node_that_has_just_restarted_does_not_rule_out_holders_it_was_not_told_of() {
+    for seed in 0..4 {
+        let mut world = World::settled(seed, 8);
+        (0..20).for_each(|number| world.commit(0, digest(number), MB));
+        world.run(secs(1));
+        world.kill(7, false);
+        world.start(7);
+        let mut asked = Vec::new();
+        for _ in 0..10 {
+            asked.extend((0..20).map(|number| world.pull(5, digest(number), PullKind::Head)));
+            world.run(ms(2));
+        }
+        world.run(secs(1));
+        for pull in asked {
+            assert_eq!(world.end(5, pull), Some(End::Completed), "seed {seed}");
+        }
+    }
+}
+
 #[test]
 fn node_that_left_in_good_order_and_came_back_shares_again() {
     for seed in 0..10 {

@@ -7,6 +7,9 @@
 //! 2. drain [`Node::poll_output`] to `None` and carry out each output,
 //! 3. wait for the next input, or until [`Node::poll_timeout`].
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     net::{IpAddr, SocketAddr},
@@ -238,15 +241,19 @@ impl Node {
 
     /// Passes events between the machines until none has any left.
     fn settle(&mut self, now: Instant) {
+        // One listing can make a few for each image and content, but nothing that follows from
+        // them comes back to the inventory.
+        while let Some(event) = self.inventory.poll_event() {
+            self.route_inventory(now, event);
+        }
+        while let Some(event) = self.intercept.poll_event() {
+            self.outputs.push_back(match event {
+                intercept::Event::Inspect { digest } => Output::Inspect { digest },
+                intercept::Event::Notice(notice) => Output::Notice(notice),
+            });
+        }
         for _ in 0..SETTLE_ROUNDS_MAX {
-            if let Some(event) = self.inventory.poll_event() {
-                self.route_inventory(now, event);
-            } else if let Some(event) = self.intercept.poll_event() {
-                self.outputs.push_back(match event {
-                    intercept::Event::Inspect { digest } => Output::Inspect { digest },
-                    intercept::Event::Notice(notice) => Output::Notice(notice),
-                });
-            } else if let Some(event) = self.bootstrap.poll_event() {
+            if let Some(event) = self.bootstrap.poll_event() {
                 self.route_bootstrap(now, event);
             } else if let Some(event) = self.membership.poll_event() {
                 self.route_membership(now, event);
@@ -319,10 +326,7 @@ impl Node {
                 self.outputs.push_back(Output::Notice(Notice::MemberUp { member }));
             }
             membership::Event::Changed(member) => {
-                // A new generation may be a new process that knows nothing of what the last
-                // one was told: what was announced to it must be announced again.
-                self.directory.member_down(now, member.peer);
-                self.directory.member_up(now, member.peer, member.zone.clone());
+                self.directory.member_changed(now, member.peer, member.zone.clone());
                 self.outputs.push_back(Output::Notice(Notice::MemberUp { member }));
             }
             membership::Event::Down(peer) => {

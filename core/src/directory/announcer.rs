@@ -82,16 +82,7 @@ impl Announcer {
 
     /// A member came up; the roster has it.
     pub(super) fn member_up(&mut self, now: Instant, roster: &Roster, peer: PeerId) {
-        self.outboxes.open(peer);
-        if self.greetings.is_empty() {
-            let others = u32::try_from(roster.others()).unwrap_or(u32::MAX);
-            let spread = if others > GREET_BURST { GREET_SPREAD * others } else { Duration::ZERO };
-            self.greet_from = Some(now + self.rng.jittered(spread));
-        }
-        self.greetings.push_back(peer);
-        if self.reconcile_at.is_none() {
-            self.reconcile_at = Some(now + self.rng.jittered(RECONCILE_INTERVAL));
-        }
+        self.greet(now, roster, peer);
         let Some(candidate) = roster.candidate(peer) else { return };
         let mut moved = Vec::new();
         for (key, owners) in &mut self.held {
@@ -105,6 +96,30 @@ impl Announcer {
             if let Some(left_out) = left_out {
                 self.tell(now, REBALANCE_DELAY, roster, left_out, key, false);
             }
+        }
+    }
+
+    /// A member that is there may have forgotten all it was told: tells it again.
+    pub(super) fn member_restarted(&mut self, now: Instant, roster: &Roster, peer: PeerId) {
+        self.greetings.retain(|greeted| *greeted != peer);
+        self.sends.retain(|(to, _)| *to != peer);
+        self.greet(now, roster, peer);
+        let owned = self.held.iter().filter(|(_, owners)| owners.contains(&peer)).map(|(key, _)| *key);
+        for key in owned.collect::<Vec<_>>() {
+            self.tell(now, REBALANCE_DELAY, roster, peer, key, true);
+        }
+    }
+
+    fn greet(&mut self, now: Instant, roster: &Roster, peer: PeerId) {
+        self.outboxes.open(peer);
+        if self.greetings.is_empty() {
+            let others = u32::try_from(roster.others()).unwrap_or(u32::MAX);
+            let spread = if others > GREET_BURST { GREET_SPREAD * others } else { Duration::ZERO };
+            self.greet_from = Some(now + self.rng.jittered(spread));
+        }
+        self.greetings.push_back(peer);
+        if self.reconcile_at.is_none() {
+            self.reconcile_at = Some(now + self.rng.jittered(RECONCILE_INTERVAL));
         }
     }
 

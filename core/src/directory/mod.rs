@@ -137,8 +137,7 @@ impl Directory {
         }
     }
 
-    /// A member joined or came back, or its zone changed. One that restarted is to be reported
-    /// down first: it has forgotten what it was told.
+    /// A member joined or came back.
     pub(crate) fn member_up(&mut self, now: Instant, peer: PeerId, zone: Option<Zone>) {
         if peer == self.roster.me() {
             return;
@@ -146,6 +145,25 @@ impl Directory {
         self.ledger.member_up(peer, zone.clone());
         if self.roster.up(peer, zone) && !self.leaving {
             self.announcer.member_up(now, &self.roster, peer);
+        }
+        self.pump();
+    }
+
+    /// A member has a later generation: it moved, or it restarted and has forgotten what it was
+    /// told. What it announced stays until it announces anew: it holds most of that still, and
+    /// one that only moved does not know that there is something to repeat.
+    pub(crate) fn member_changed(&mut self, now: Instant, peer: PeerId, zone: Option<Zone>) {
+        if peer == self.roster.me() || !self.roster.contains(&peer) {
+            return self.member_up(now, peer, zone);
+        }
+        self.ledger.member_up(peer, zone.clone());
+        self.roster.up(peer, zone);
+        // An answer of the former life says nothing about this one.
+        let tells_it =
+            |exchange: &Exchange| matches!(exchange, Exchange::Announce { owner } if *owner == peer);
+        self.exchanges.retain(|_, exchange| !tells_it(exchange));
+        if !self.leaving {
+            self.announcer.member_restarted(now, &self.roster, peer);
         }
         self.pump();
     }
@@ -201,7 +219,9 @@ impl Directory {
     /// A peer asked who holds a key.
     pub(crate) fn on_lookup(&mut self, now: Instant, from: PeerId, key: Key) -> Reply {
         let holders = self.ledger.choose(&key, from, self.roster.zone(&from));
-        let knows = self.knows(now, &key);
+        // Who asks takes this node for a member; if it is not one here, this node has just started
+        // and knows only a part of the cluster yet.
+        let knows = self.roster.contains(&from) && self.knows(now, &key);
         Reply::Found { holders, knows }
     }
 

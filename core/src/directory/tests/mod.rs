@@ -153,6 +153,37 @@ fn owner_that_alone_saw_a_holder_flap_is_told_everything_again_soon() {
 }
 
 #[test]
+fn member_that_moved_is_named_all_the_while() {
+    let mut net = Net::settled(8);
+    net.hold(peer(1), key(1));
+    net.run(millis(100));
+    let others: Vec<_> = net.names().into_iter().filter(|name| *name != peer(1)).collect();
+    for name in &others {
+        net.with(*name, |directory, now| directory.member_changed(now, peer(1), None));
+    }
+    for name in others {
+        let (holders, outcome, _) = net.find(name, key(1));
+        assert_eq!((holders, outcome), (vec![peer(1)], Outcome::Definitive));
+        assert_eq!(net.find(name, key(2)).1, Outcome::Definitive);
+    }
+}
+
+#[test]
+fn owner_that_restarted_unseen_is_told_everything_again() {
+    let mut net = Net::settled(8);
+    let owned = (0..).map(key).find(|key| net.owners(*key).contains(&peer(1))).expect("one of them is");
+    net.hold(peer(2), owned);
+    net.run(millis(100));
+    net.with(peer(1), |directory, _| {
+        directory.ledger.member_down(peer(2));
+        directory.ledger.member_up(peer(2), None);
+    });
+    net.with(peer(2), |directory, now| directory.member_changed(now, peer(1), None));
+    net.run(millis(50));
+    assert_eq!(net.mirrors[&peer(1)].directory.ledger.keys_of(&peer(2)), [owned]);
+}
+
+#[test]
 fn leaving_node_is_not_named_and_announces_nothing_more() {
     let mut net = Net::settled(6);
     (0..20).for_each(|number| net.hold(peer(1), key(number)));

@@ -276,7 +276,8 @@ impl Net {
     }
 
     pub(super) fn says_nobody(&mut self, owner: PeerId, key: Key) -> bool {
-        let reply = self.with(owner, |directory, now| directory.on_lookup(now, peer(999), key));
+        let asker = self.names().into_iter().find(|name| *name != owner).expect("there are others");
+        let reply = self.with(owner, |directory, now| directory.on_lookup(now, asker, key));
         let Some(Reply::Found { holders, knows }) = reply else { panic!("{reply:?}") };
         holders.is_empty() && knows
     }

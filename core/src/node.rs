@@ -49,8 +49,9 @@ const MALFORMED_NOTICE_INTERVAL: Duration = Duration::from_secs(60);
 /// Most peers whose nonsense is remembered. Fewer and many such peers fill the log.
 const MALFORMED_PEERS_MAX: usize = 256;
 
-/// Most rounds of passing events between machines after one input. They settle in a handful;
-/// more means that two machines answer each other for ever.
+/// Most events passed between machines after one input, those of the inventory aside. Fewer and
+/// many members that change at once end the process; more only means that two machines which
+/// answer each other for ever are found later.
 const SETTLE_ROUNDS_MAX: usize = 100_000;
 
 /// All decisions of one mirror node.
@@ -470,5 +471,45 @@ impl Node {
         self.membership.leave(now);
         self.directory.leave(now);
         self.fetch.shutdown();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Filters, ListedContent, ListedImage, Listing,
+        oci::{Descriptor, Digest},
+        test_time,
+    };
+
+    fn node(now: Instant) -> Node {
+        let config = Config {
+            peer: PeerId::from_public_key([1; 32]),
+            started_at_unix_ms: 1,
+            router_port: 5001,
+            registry_port: 5000,
+            zone: None,
+            filters: Filters::default(),
+            resolve_timeout: Duration::from_millis(20),
+            resolve_retries: 3,
+        };
+        Node::new(now, config, 1)
+    }
+
+    #[test]
+    fn node_with_tens_of_thousands_of_images_starts() {
+        let now = test_time::start();
+        let mut node = node(now);
+        let digest = Digest::sha256_of(b"manifest");
+        let target = Some(Descriptor { media_type: String::new(), digest, size: 8 });
+        let image = |number| ListedImage { name: format!("r.test/app:{number}"), target: target.clone() };
+        let images: Vec<_> = (0..SETTLE_ROUNDS_MAX / 2).map(image).collect();
+        let contents = vec![ListedContent { digest, size: 8, sources: Vec::new() }];
+        node.handle(now, Input::ContainerdConnected { version: String::new() });
+        node.handle(now, Input::Listed(Listing { images, contents }));
+        let outputs = std::iter::from_fn(|| node.poll_output());
+        let tags = outputs.filter(|output| matches!(output, Output::ServeTag { .. })).count();
+        assert_eq!(tags, SETTLE_ROUNDS_MAX / 2);
     }
 }

@@ -230,6 +230,12 @@ fn odd_values_stay_what_they_are() {
 }
 
 #[test]
+fn lists_of_tables_within_lists_of_tables_are_not_emptied() {
+    let kept = text::kept_hosts(b"[[host.a.b]]\n[[host.a.b.c]]\nd = 1\n[[host.a.b.c]]\n").unwrap();
+    assert_eq!(kept, "[host.a]\nb = [{c = [{d = 1}, {}]}]");
+}
+
+#[test]
 fn files_that_are_no_toml_stop_everything_before_anything_changed() {
     for (content, line) in [("a = 1\nb = \n", 2), ("\n\nhost = 1\n", 3), ("host.a = 1", 1)] {
         let dir = CertsD::new(&[("docker.io/hosts.toml", content), ("z.test/ca.crt", "ca")]);

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use toml_edit::{Document, Item, TableLike, Value};
+use toml_edit::{ArrayOfTables, Document, Item, TableLike, Value};
 
 use super::{BasicAuth, origin::Origin};
 
@@ -44,7 +44,7 @@ pub(super) fn render(
 
 /// Whether a file was written by this program, in either implementation: it begins with the block
 /// above, which nobody writes by hand in just this way.
-pub(super) fn is_ours(content: &[u8]) -> bool {
+pub fn is_ours(content: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(content) else { return false };
     let mut lines = text.lines().skip_while(|line| line.is_empty() || is_server(line));
     let host = lines.next().is_some_and(|line| line.starts_with("[host.'http") && line.ends_with("']"));
@@ -58,7 +58,7 @@ fn is_server(line: &str) -> bool {
 
 /// The hosts of a foreign file, in their order and our format. Its `server` and what else it says
 /// about the registry itself is for ours to say.
-pub(super) fn kept_hosts(content: &[u8]) -> Result<String, (usize, String)> {
+pub fn kept_hosts(content: &[u8]) -> Result<String, (usize, String)> {
     let line_at = |offset: usize| 1 + content.iter().take(offset).filter(|byte| **byte == b'\n').count();
     let text = std::str::from_utf8(content)
         .map_err(|error| (line_at(error.valid_up_to()), "not UTF-8 text".to_owned()))?;
@@ -89,8 +89,7 @@ fn write_table(path: &str, table: &dyn TableLike, sections: &mut Vec<String>) {
         if let Some(value) = item.as_value().filter(|value| !value.is_inline_table()) {
             let _infallible = write!(section, "\n{} = {}", key(name), text_of(value));
         } else if let Some(tables) = item.as_array_of_tables() {
-            let tables: Vec<String> = tables.iter().map(|table| inline(table)).collect();
-            let _infallible = write!(section, "\n{} = [{}]", key(name), tables.join(", "));
+            let _infallible = write!(section, "\n{} = {}", key(name), list(tables));
         }
     }
     sections.push(section);
@@ -101,14 +100,20 @@ fn write_table(path: &str, table: &dyn TableLike, sections: &mut Vec<String>) {
     }
 }
 
+fn list(tables: &ArrayOfTables) -> String {
+    format!("[{}]", tables.iter().map(|table| inline(table)).collect::<Vec<_>>().join(", "))
+}
+
 fn inline(table: &dyn TableLike) -> String {
     let mut entries: Vec<(&str, &Item)> = table.iter().collect();
     entries.sort_by_key(|(name, _)| *name);
     let entry = |(name, item): &(&str, &Item)| {
-        let value = match (item.as_value(), item.as_table_like()) {
-            (Some(value), _) => text_of(value),
-            (None, Some(table)) => inline(table),
-            (None, None) => "[]".to_owned(),
+        let value = match item {
+            // Only edited documents have such.
+            Item::None => String::new(),
+            Item::Value(value) => text_of(value),
+            Item::Table(table) => inline(table),
+            Item::ArrayOfTables(tables) => list(tables),
         };
         format!("{} = {value}", key(name))
     };

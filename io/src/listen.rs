@@ -104,13 +104,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn empty_host_is_both_families() {
+    fn address_is_an_ip_localhost_or_empty_for_both_families() {
         let read =
             |text: &str| parse(text).map(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>());
         assert_eq!(read(":5001").unwrap(), ["[::]:5001", "0.0.0.0:5001"]);
         assert_eq!(read("10.0.0.1:5001").unwrap(), ["10.0.0.1:5001"]);
         assert_eq!(read("[::1]:5001").unwrap(), ["[::1]:5001"]);
-        for text in ["", ":", "5001", "localhost:5001", ":70000", "10.0.0.1"] {
+        assert_eq!(read("localhost:5001").unwrap(), ["127.0.0.1:5001"]);
+        for text in ["", ":", "5001", "node-1:5001", ":70000", "10.0.0.1"] {
             assert!(read(text).is_err(), "{text}");
         }
     }

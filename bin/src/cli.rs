@@ -225,6 +225,10 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Exi
     let mut cli = Cli::try_parse_from(args).map_err(|error| {
         if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
             Exit::Print(error.to_string())
+        } else if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+            // clap would print its help, whose first line is no complaint.
+            let commands = "registry, configuration, cleanup, cleanup-wait or version";
+            Exit::Wrong(format!("no command was given: expected {commands}; see spegel --help"))
         } else {
             Exit::Wrong(one_line(&error.to_string()))
         }
@@ -323,7 +327,8 @@ mod tests {
     #[test]
     fn errors_are_one_line_that_names_the_flag() {
         for (args, named) in [
-            (&["spegel", "registry", "--nonsense"][..], "--nonsense"),
+            (&["spegel"][..], "no command"),
+            (&["spegel", "registry", "--nonsense"], "--nonsense"),
             (&["spegel", "registry", "--registry-addr", "5000"], "--registry-addr"),
             (&["spegel", "registry", "--mirror-resolve-timeout", "soon"], "--mirror-resolve-timeout"),
             (&["spegel", "cleanup-wait"], "--probe-endpoint"),

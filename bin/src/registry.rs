@@ -3,7 +3,7 @@
 use std::{error::Error, future::Future, net::SocketAddr, path::Path, time::Duration};
 
 use axum::Router;
-use spegel_core::{Config, Filters, Input, Node, Zone};
+use spegel_core::{Config, FilterError, Filters, Input, Node, Zone};
 use spegel_io::{
     clock,
     containerd::{Containerd, ContainerdSettings},
@@ -47,7 +47,11 @@ pub(crate) async fn run(flags: Registry, terminated: impl Future<Output = ()>) -
         static_peers: flags.static_bootstrap_peers,
         router_port,
     })?;
-    let filters = Filters::new(&flags.mirrored_registries, &flags.registry_filters)?;
+    let filters =
+        Filters::new(&flags.mirrored_registries, &flags.registry_filters).map_err(|error| match error {
+            FilterError::Registry { .. } => format!("--mirrored-registries: {error}"),
+            FilterError::Regex { .. } => format!("--registry-filters: {error}"),
+        })?;
     let containerd = ContainerdSettings {
         socket: flags.containerd_sock,
         namespace: flags.containerd_namespace,
@@ -62,7 +66,10 @@ pub(crate) async fn run(flags: Registry, terminated: impl Future<Output = ()>) -
     let metrics_listeners = bind("--metrics-addr", &flags.metrics_addr.0)?;
     let id_listeners = match flags.http_bootstrap_addr.as_str() {
         "" => Vec::new(),
-        addr => bind("--http-bootstrap-addr", &listen::parse(addr)?)?,
+        addr => {
+            let addrs = listen::parse(addr).map_err(|error| format!("--http-bootstrap-addr: {error}"))?;
+            bind("--http-bootstrap-addr", &addrs)?
+        }
     };
 
     let (inputs, from_adapters) = mpsc::channel(shell::INPUTS_MAX);
@@ -143,7 +150,7 @@ pub(crate) async fn run(flags: Registry, terminated: impl Future<Output = ()>) -
 }
 
 fn bind(flag: &str, addrs: &[SocketAddr]) -> Result<Vec<tokio::net::TcpListener>, String> {
-    listen::bind(addrs).map_err(|error| format!("{flag}: {error}; is another process using the port?"))
+    listen::bind(addrs).map_err(|error| format!("{flag}: {error}"))
 }
 
 /// All addresses of a flag share one port.

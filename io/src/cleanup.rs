@@ -65,7 +65,8 @@ pub async fn cleanup(
     config_path: &Path,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), CleanupError> {
-    let addrs = listen::parse(addr)?;
+    // Whoever asks before all is restored waits in the kernel's queue.
+    let listeners = listen::bind(&listen::parse(addr)?)?;
     hosts_toml::restore(config_path)?;
     info!(path = %config_path.display(), "containerd's registry configuration is restored");
 
@@ -73,7 +74,7 @@ pub async fn cleanup(
     let router = Router::new().route("/readyz", ready);
     let end = CancellationToken::new();
     let mut servers = JoinSet::new();
-    for listener in listen::bind(&addrs)? {
+    for listener in listeners {
         let end = end.clone().cancelled_owned();
         servers.spawn(axum::serve(listener, router.clone()).with_graceful_shutdown(end).into_future());
     }
@@ -213,6 +214,17 @@ mod tests {
             let error = cleanup_wait(endpoint, 1, Duration::ZERO).await.unwrap_err();
             assert!(error.to_string().contains("HOST:PORT"), "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn port_in_use_is_found_before_anything_is_restored() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("_backup/docker.io")).unwrap();
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let addr = taken.local_addr().unwrap().to_string();
+        let error = cleanup(&addr, dir.path(), std::future::pending()).await.unwrap_err();
+        assert!(error.to_string().starts_with("--addr: cannot listen on"), "{error}");
+        assert!(dir.path().join("_backup/docker.io").exists());
     }
 
     #[tokio::test]

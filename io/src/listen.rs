@@ -23,13 +23,22 @@ pub enum ListenError {
         text: String,
     },
     /// The address cannot be listened on.
-    #[error("cannot listen on {addr}: {source}")]
+    #[error("cannot listen on {addr}: {source}; {}", advice(source))]
     Bind {
         /// The address.
         addr: SocketAddr,
         /// What the system said.
         source: io::Error,
     },
+}
+
+/// What the operator can do about it.
+fn advice(error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::AddrInUse {
+        "stop the other process that uses the port, or choose another one"
+    } else {
+        "choose an address and port that this host lets the process use"
+    }
 }
 
 /// Reads `[HOST]:PORT`, where the host is an IP address or `localhost`.

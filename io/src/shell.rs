@@ -58,21 +58,17 @@ pub async fn run(
     mut report_requests: ReportRequests,
     mut ports: impl Ports,
 ) {
+    drain(&mut node, &mut ports);
     loop {
-        while let Some(output) = node.poll_output() {
-            ports.perform(output);
-        }
         let wake = node.poll_timeout().map(|(at, _)| Instant::from_std(at));
         tokio::select! {
             biased;
             input = inputs.recv() => {
                 let Some(input) = input else { return };
-                ports.observe(&input);
-                node.handle(clock::now(), input);
+                apply(&mut node, &mut ports, input);
                 for _ in 1..BATCH_MAX {
                     let Ok(input) = inputs.try_recv() else { break };
-                    ports.observe(&input);
-                    node.handle(clock::now(), input);
+                    apply(&mut node, &mut ports, input);
                 }
             }
             Some(request) = report_requests.0.recv() => {
@@ -84,6 +80,19 @@ pub async fn run(
         let now = clock::now();
         if node.poll_timeout().is_some_and(|(at, _)| at <= now) {
             node.handle_timeout(now);
+            drain(&mut node, &mut ports);
         }
+    }
+}
+
+fn apply(node: &mut Node, ports: &mut impl Ports, input: Input) {
+    ports.observe(&input);
+    node.handle(clock::now(), input);
+    drain(node, ports);
+}
+
+fn drain(node: &mut Node, ports: &mut impl Ports) {
+    while let Some(output) = node.poll_output() {
+        ports.perform(output);
     }
 }

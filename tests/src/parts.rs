@@ -24,10 +24,13 @@ impl Generation {
     }
 
     fn program(self, name: &str) -> PathBuf {
+        let fetched = |version: &str| parts_dir().join(format!("containerd-{version}/usr/bin")).join(name);
         let path = match self {
+            // The machine's own, where that is of this generation.
+            Self::V1_6 if fetched("1.6").exists() => fetched("1.6"),
             Self::V1_6 => PathBuf::from("/usr/bin").join(name),
-            Self::V1_7 => parts_dir().join("containerd-1.7/usr/bin").join(name),
-            Self::V2_1 => parts_dir().join("containerd-2.1/usr/bin").join(name),
+            Self::V1_7 => fetched("1.7"),
+            Self::V2_1 => fetched("2.1"),
         };
         assert!(path.exists(), "{} is missing: run .ci/install (as root) first", path.display());
         path

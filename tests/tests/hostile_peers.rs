@@ -1,5 +1,6 @@
 //! Garbage from the network costs a pull a moment, never its success: on the port where nodes talk to each
 //! other, and from a holder whose registry lies.
+#![allow(clippy::disallowed_methods, reason = "real parts run on the real clock; nothing here is simulated")]
 #![allow(clippy::print_stdout, reason = "figures are worth reading when a test passes too")]
 
 use std::io::{Read, Write};

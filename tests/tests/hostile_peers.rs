@@ -140,8 +140,13 @@ fn liar_is_left(generation: Generation, what: Lie) {
         match puller.pull(Puller::Cri, &image.by_tag()) {
             Ok(_) => break,
             // Only bytes that nobody can tell to be wrong before the last one may fail a pull.
-            Err(error) if what == Lie::WrongBytes && pulls < PULLS_MAX => println!("  failed: {error}"),
-            Err(error) => panic!("{what:?}: pull {pulls}: {error}\n{}", cluster.logs()),
+            Err(error) if what == Lie::WrongBytes && pulls < PULLS_MAX => {
+                println!("  asked {} times, failed: {error}", asked.load(Ordering::Relaxed));
+            }
+            Err(error) => {
+                let times = asked.load(Ordering::Relaxed);
+                panic!("{what:?}: pull {pulls}, liar asked {times} times: {error}\n{}", cluster.logs())
+            }
         }
     }
     let added = start.elapsed().saturating_sub(calm);
@@ -162,11 +167,21 @@ fn holder_that_answers_nonsense_is_left() {
 
 /// A retry of the kubelet's is within the promise here: containerd finds out at the last byte.
 #[test]
-#[ignore = "fails: a manifest of wrong bytes is asked from the liar again at every retry (seen on 1.6)"]
-fn holder_with_wrong_bytes_does_not_keep_an_image_from_being_pulled() {
-    for generation in Generation::ALL {
-        liar_is_left(generation, Lie::WrongBytes);
-    }
+#[ignore = "fails: containerd keeps the wrong bytes in its ingest and commits them again without asking"]
+fn containerd_1_6_pulls_in_spite_of_wrong_bytes() {
+    liar_is_left(Generation::V1_6, Lie::WrongBytes);
+}
+
+#[test]
+#[ignore = "fails: containerd keeps the wrong bytes in its ingest and commits them again without asking"]
+fn containerd_1_7_pulls_in_spite_of_wrong_bytes() {
+    liar_is_left(Generation::V1_7, Lie::WrongBytes);
+}
+
+#[test]
+#[ignore = "fails: containerd keeps the wrong bytes in its ingest and commits them again without asking"]
+fn containerd_2_1_pulls_in_spite_of_wrong_bytes() {
+    liar_is_left(Generation::V2_1, Lie::WrongBytes);
 }
 
 /// Half of the body is wrong, the rest comes from the honest holder: wrong bytes as well.

@@ -119,7 +119,8 @@ mod tests {
         assert_eq!(read(":5001").unwrap(), ["[::]:5001", "0.0.0.0:5001"]);
         assert_eq!(read("10.0.0.1:5001").unwrap(), ["10.0.0.1:5001"]);
         assert_eq!(read("[::1]:5001").unwrap(), ["[::1]:5001"]);
-        for text in ["", ":", "5001", "localhost:5001", ":70000", "10.0.0.1"] {
+        assert_eq!(read("localhost:5001").unwrap(), ["127.0.0.1:5001"]);
+        for text in ["", ":", "5001", "localhost:", "host:5001", ":70000", "10.0.0.1"] {
             assert!(read(text).is_err(), "{text}");
         }
     }

@@ -102,14 +102,14 @@ impl HostsTomlError {
 
 /// What the operator can do about it, where that is known.
 fn advice(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            "; make it writable for this process"
-        }
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
-            "; is --containerd-registry-config-path the directory that is mounted from the node?"
-        }
-        _ => "",
+    use io::ErrorKind::{AlreadyExists, NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem};
+    let kind = error.kind();
+    if matches!(kind, PermissionDenied | ReadOnlyFilesystem) {
+        "; make it writable for this process"
+    } else if matches!(kind, NotFound | NotADirectory | AlreadyExists) {
+        "; is --containerd-registry-config-path the directory that is mounted from the node?"
+    } else {
+        ""
     }
 }
 

@@ -288,6 +288,8 @@ pub enum FetchError {
     },
     /// The answer makes no sense: missing or contradicting headers, another digest or range.
     Malformed,
+    /// The body was read ahead and is not what its digest says.
+    WrongContent,
     /// The connection ended or broke before the body did.
     Interrupted,
 }

@@ -105,6 +105,10 @@ pub enum Output {
         addr: SocketAddr,
         /// Bytes of the body that the client already has: ask for the rest only.
         skip: u64,
+        /// A body no longer than this is read ahead and compared with the digest asked for
+        /// before it counts as answered, so that no byte of a wrong one reaches the client.
+        /// 0: none is.
+        check_bytes_max: u64,
     },
     /// Drop an attempt; nothing more is reported of it.
     CancelFetch {

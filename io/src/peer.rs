@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Method, Request, header, response};
 use http_body::Body as _;
 use http_body_util::Empty;
@@ -62,6 +62,8 @@ type PeerConnection<S> = Connection<TokioIo<S>, Empty<Bytes>>;
 
 /// The body of an answer, together with the connection that it arrives on.
 pub(crate) struct PeerBody<S: Stream> {
+    /// All of it, once it was read ahead.
+    ahead: Option<Bytes>,
     body: Incoming,
     /// `None` once all has been read from it.
     connection: Option<PeerConnection<S>>,
@@ -93,7 +95,7 @@ pub(crate) async fn fetch<D: Dialer>(
         answer.as_mut().poll(cx)
     });
     let (head, body) = answer.await.map_err(|error| cause(&error))?.into_parts();
-    Ok(PeerResponse { head, body: PeerBody { body, connection } })
+    Ok(PeerResponse { head, body: PeerBody { ahead: None, body, connection } })
 }
 
 impl<S: Stream> PeerBody<S> {
@@ -102,7 +104,22 @@ impl<S: Stream> PeerBody<S> {
         poll_fn(|cx| self.poll_chunk(cx)).await
     }
 
+    /// All of a body of `length` bytes, which stays to be read.
+    pub(crate) async fn read_ahead(&mut self, length: u64) -> Result<Bytes, FetchError> {
+        let mut all = BytesMut::new();
+        while (all.len() as u64) < length {
+            let chunk = self.chunk().await.ok_or(FetchError::Interrupted)??;
+            all.extend_from_slice(&chunk);
+        }
+        let all = all.freeze();
+        self.ahead = Some(all.clone());
+        Ok(all)
+    }
+
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, FetchError>>> {
+        if let Some(ahead) = self.ahead.take_if(|ahead| !ahead.is_empty()) {
+            return Poll::Ready(Some(Ok(ahead)));
+        }
         loop {
             let frame = match Pin::new(&mut self.body).poll_frame(cx) {
                 Poll::Ready(frame) => frame,

@@ -78,6 +78,13 @@ pub(crate) const LOOKUPS_AGAIN_MAX: u32 = 8;
 /// cut; it only exists so that nothing can make a pull go round for ever.
 pub(crate) const LAUNCHES_MAX: u32 = 64;
 
+/// Bodies up to this length are read and checked before any of it is forwarded: wrong bytes are
+/// then the trouble of who sent them, not of the pull. containerd keeps what it was given and
+/// offers it for commit again without asking anew, so that a wrong manifest would block its image.
+/// Smaller and common manifests and configs pass unchecked; larger and each pull holds as much
+/// memory, and its first byte waits for the last.
+pub(crate) const CHECKED_BYTES_MAX: u64 = 128 * 1024;
+
 #[derive(Debug)]
 pub(super) struct Pull {
     id: PullId,
@@ -276,7 +283,8 @@ impl Pull {
         self.launched += 1;
         self.attempts.insert(id, Attempt { holder: index, addr, launched_at: cx.now, probe });
         let (pull, peer, skip) = (self.id, holder.peer, self.given);
-        cx.order(Output::Fetch { pull, attempt: id, peer, addr, skip });
+        let check_bytes_max = if self.verifiable && skip == 0 { CHECKED_BYTES_MAX } else { 0 };
+        cx.order(Output::Fetch { pull, attempt: id, peer, addr, skip, check_bytes_max });
     }
 
     pub(super) fn on_answered(&mut self, cx: &mut Context<'_>, id: AttemptId, body_bytes: u64) {
@@ -339,9 +347,17 @@ impl Pull {
         if connect && !holder.failed && holder.has_next_addr() && self.launched < LAUNCHES_MAX {
             return self.launch(cx, index, attempt.probe);
         }
-        if !(connect && elsewhere) {
-            holder.failed = true;
-            cx.health.on_failed(cx.now, holder.peer, Failure::Fetch(cause));
+        match (cause, self.digest) {
+            (FetchError::WrongContent, Some(digest)) => {
+                holder.failed = true;
+                cx.health.on_wrong_content(cx.now, holder.peer, digest);
+                cx.verify.exclude(cx.now, digest, holder.peer);
+            }
+            (FetchError::Connect, _) if elsewhere => {}
+            _ => {
+                holder.failed = true;
+                cx.health.on_failed(cx.now, holder.peer, Failure::Fetch(cause));
+            }
         }
         cx.health.on_released(cx.now, holder.peer, attempt.probe);
         self.pursue(cx, true);
@@ -400,7 +416,8 @@ impl Pull {
         }
         cx.health.on_served(cx.now, peer);
         cx.health.on_released(cx.now, peer, flow.attempt.probe);
-        let complete = self.total == Some(self.given);
+        // What was checked before it was forwarded needs no proof that containerd took it.
+        let complete = self.given > CHECKED_BYTES_MAX && self.total == Some(self.given);
         if let Some(digest) = self.digest.filter(|_| self.verifiable && complete) {
             let delivered = self.holders.iter().filter(|holder| holder.delivered);
             let from: BTreeSet<_> = delivered.map(|holder| holder.peer).collect();

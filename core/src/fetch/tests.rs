@@ -1,7 +1,7 @@
 use super::{
     pull::{
-        ANSWER_DEADLINE, BLOB_ANSWER_DEADLINE, LAUNCHES_MAX, REPORT_INTERVAL, RESUME_LOOKUP_MAX, RESUME_MAX,
-        SILENCE_MAX, STALL_MAX,
+        ANSWER_DEADLINE, BLOB_ANSWER_DEADLINE, CHECKED_BYTES_MAX, LAUNCHES_MAX, REPORT_INTERVAL,
+        RESUME_LOOKUP_MAX, RESUME_MAX, SILENCE_MAX, STALL_MAX,
     },
     *,
 };
@@ -652,13 +652,55 @@ fn content_asked_for_again_makes_its_only_sender_avoided() {
 }
 
 #[test]
-fn empty_body_is_suspected_like_any_other() {
+fn small_body_that_was_checked_is_never_suspected() {
     let mut node = Node::new();
     node.pull(1, PullKind::Blob, &[1]);
-    node.answer(1, 0, 0);
-    node.complete(1, 0, 0);
-    node.request(2, PullKind::Blob);
-    assert_eq!(node.rank(1), None);
+    node.answer(1, 0, CHECKED_BYTES_MAX);
+    node.complete(1, 0, CHECKED_BYTES_MAX);
+    node.advance(Duration::from_secs(1));
+    node.drain();
+    node.pull(2, PullKind::Blob, &[1]);
+    assert_eq!(
+        node.fetches().iter().map(|f| f.peer).collect::<Vec<_>>(),
+        [peer(1)],
+        "asked twice, still trusted"
+    );
+    // One byte more goes to the client unread.
+    node.answer(2, 0, CHECKED_BYTES_MAX + 1);
+    node.complete(2, 0, CHECKED_BYTES_MAX + 1);
+    node.pull(3, PullKind::Blob, &[1]);
+    assert!(node.fetches().is_empty(), "asked again in vain");
+}
+
+#[test]
+fn wrong_body_that_was_read_ahead_makes_its_sender_avoided_and_another_is_asked() {
+    let mut node = Node::new();
+    node.pull(1, PullKind::Manifest, &[1, 2]);
+    let liar = node.fetches()[0].peer;
+    node.fail(1, 0, FetchError::WrongContent);
+    let next = node.fetches();
+    assert!(next.len() == 1 && next[0].peer != liar, "the other one is asked");
+    assert_eq!(node.rank_of(liar), None);
+    assert!(matches!(node.health.poll_event(), Some(Notice::PeerShunned { reason: "wrong_content", .. })));
+    node.answer(1, 1, 500);
+    assert!(node.drain().contains(&forward(1, 1)));
+}
+
+#[test]
+fn only_the_whole_of_a_known_digest_is_checked() {
+    let checked = |digest, whole, kind| {
+        let mut node = Node::new();
+        node.fetch.on_requested(node.now, PullId(1), key(), digest, kind, whole, &mut node.health);
+        node.holders(1, vec![candidate(1)]);
+        node.drain().iter().find_map(|event| match event {
+            Event::Output(Output::Fetch { check_bytes_max, .. }) => Some(*check_bytes_max),
+            Event::Lookup { .. } | Event::CancelLookup { .. } | Event::Output(_) => None,
+        })
+    };
+    assert_eq!(checked(Some(digest()), true, PullKind::Blob), Some(CHECKED_BYTES_MAX));
+    assert_eq!(checked(Some(digest()), false, PullKind::Blob), Some(0));
+    assert_eq!(checked(None, true, PullKind::Manifest), Some(0));
+    assert_eq!(checked(Some(digest()), true, PullKind::Head), Some(0));
 }
 
 #[test]

@@ -77,7 +77,8 @@ impl Verify {
         self.excluded.get(&(*digest, *peer)).is_some_and(|until| *until > now)
     }
 
-    fn exclude(&mut self, now: Instant, digest: Digest, peer: PeerId) {
+    /// Keeps `peer` from being asked for `digest` for a while.
+    pub(super) fn exclude(&mut self, now: Instant, digest: Digest, peer: PeerId) {
         self.excluded.retain(|_, until| *until > now);
         if self.excluded.len() >= EXCLUDED_MAX {
             let oldest = self.excluded.iter().min_by_key(|(_, until)| **until).map(|(pair, _)| *pair);

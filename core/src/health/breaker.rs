@@ -195,7 +195,7 @@ impl Breaker {
             Failure::Fetch(FetchError::Refused { status: 429 | 503 }) => (FATAL, "overloaded"),
             Failure::Fetch(FetchError::Interrupted) => (SERIOUS, "interrupted"),
             Failure::Fetch(FetchError::Refused { .. }) => (MINOR, "refused"),
-            Failure::Fetch(FetchError::Malformed) => (MINOR, "malformed"),
+            Failure::Fetch(FetchError::Malformed | FetchError::WrongContent) => (MINOR, "malformed"),
         };
         self.fail(now, weight, reason, rng)
     }

@@ -62,6 +62,16 @@ impl Digest {
         Self::Sha256(sha2::Sha256::digest(content).into())
     }
 
+    /// Whether this is the digest of `content`.
+    #[must_use]
+    pub fn matches(&self, content: &[u8]) -> bool {
+        match self {
+            Self::Sha256(value) => sha2::Sha256::digest(content)[..] == value[..],
+            Self::Sha384(value) => sha2::Sha384::digest(content)[..] == value[..],
+            Self::Sha512(value) => sha2::Sha512::digest(content)[..] == value[..],
+        }
+    }
+
     /// Reads the value of a digest whose algorithm is known, as in the content store's file names.
     ///
     /// # Errors
@@ -168,6 +178,20 @@ mod tests {
         assert_eq!(upper.parse::<Digest>(), Err(DigestError::InvalidValue));
         let long = format!("sha256:{}", "00".repeat(33));
         assert_eq!(long.parse::<Digest>(), Err(DigestError::InvalidValue));
+    }
+
+    #[test]
+    fn content_matches_its_own_digest_alone() {
+        // FIPS 180-2, "abc".
+        let sha384 = "sha384:cb00753f45a35e8bb5a03d699ac65007272c32ab0eded1631a8b605a43ff5bed\
+                      8086072ba1e7cc2358baeca134c825a7";
+        let sha512 = "sha512:ddaf35a193617abacc417349ae20413112e6fa4e89a97ea20a9eeee64b55d39a\
+                      2192992a274fc1a836ba3c23a3feebbd454d4423643ce80e2a9ac94fa54ca49f";
+        let sha256 = Digest::sha256_of(b"abc");
+        for digest in [Ok(sha256), sha384.parse(), sha512.parse()] {
+            let digest: Digest = digest.expect("well-formed");
+            assert!(digest.matches(b"abc") && !digest.matches(b"abd"), "{digest}");
+        }
     }
 
     #[test]

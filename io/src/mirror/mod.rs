@@ -44,7 +44,7 @@ const CHUNKS_MAX: usize = 1;
 /// An order of the core for one pull.
 #[derive(Clone, Copy, Debug)]
 enum Order {
-    Fetch { attempt: AttemptId, addr: SocketAddr, skip: u64 },
+    Fetch { attempt: AttemptId, addr: SocketAddr, skip: u64, check_bytes_max: u64 },
     CancelFetch { attempt: AttemptId },
     Forward { attempt: AttemptId, report_interval: Duration },
     Refuse { reason: RefuseReason, attempts: u32 },
@@ -98,8 +98,8 @@ impl<D: Dialer> Pulls<D> {
     #[expect(clippy::wildcard_enum_match_arm, reason = "the shell routes every order; these five are ours")]
     pub fn perform(&self, output: &Output) -> bool {
         let (pull, order) = match *output {
-            Output::Fetch { pull, attempt, peer: _, addr, skip } => {
-                (pull, Order::Fetch { attempt, addr, skip })
+            Output::Fetch { pull, attempt, peer: _, addr, skip, check_bytes_max } => {
+                (pull, Order::Fetch { attempt, addr, skip, check_bytes_max })
             }
             Output::CancelFetch { pull, attempt } => (pull, Order::CancelFetch { attempt }),
             Output::Forward { pull, attempt, report_interval } => {

@@ -207,7 +207,9 @@ impl<D: Dialer> Task<D> {
 
     async fn obey(&mut self, order: Order) -> State {
         match order {
-            Order::Fetch { attempt, addr, skip } => return self.fetch(attempt, addr, skip).await,
+            Order::Fetch { attempt, addr, skip, check_bytes_max } => {
+                return self.fetch(attempt, addr, skip, check_bytes_max).await;
+            }
             Order::CancelFetch { attempt } => {
                 self.asking.remove(&attempt);
                 self.answered.remove(&attempt);
@@ -246,7 +248,13 @@ impl<D: Dialer> Task<D> {
         }
     }
 
-    async fn fetch(&mut self, attempt: AttemptId, addr: SocketAddr, skip: u64) -> State {
+    async fn fetch(
+        &mut self,
+        attempt: AttemptId,
+        addr: SocketAddr,
+        skip: u64,
+        check_bytes_max: u64,
+    ) -> State {
         if !self.resolved {
             self.resolved = true;
             self.metrics.pull_resolved(self.requested_at.elapsed());
@@ -263,8 +271,16 @@ impl<D: Dialer> Task<D> {
             credentials: self.credentials.clone(),
         };
         let asking = async move {
-            let response = peer::fetch(&dialer, addr, &message).await?;
+            let mut response = peer::fetch(&dialer, addr, &message).await?;
             let answer = answer::read(&request, promise.as_ref(), skip, range, &response.head)?;
+            let whole = !request.head && answer.begin == 0 && request.range.is_none();
+            if let Some(digest) = request.wanted.digest()
+                && whole
+                && answer.promise.span.length <= check_bytes_max
+                && !digest.matches(&response.body.read_ahead(answer.promise.span.length).await?)
+            {
+                return Err(FetchError::WrongContent);
+            }
             Ok(Box::new(Answered { answer, body: response.body, skip }))
         };
         self.asking.insert(attempt, Box::pin(asking));

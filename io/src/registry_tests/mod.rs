@@ -141,8 +141,12 @@ impl Node {
     }
 
     fn fetch(&self, pull: PullId, attempt: u32, addr: SocketAddr, skip: u64) {
+        self.fetch_checked(pull, attempt, addr, skip, 0);
+    }
+
+    fn fetch_checked(&self, pull: PullId, attempt: u32, addr: SocketAddr, skip: u64, check_bytes_max: u64) {
         let (attempt, peer) = (AttemptId(attempt), PeerId::from_public_key([1; 32]));
-        assert!(self.pulls.perform(&Output::Fetch { pull, attempt, peer, addr, skip }));
+        assert!(self.pulls.perform(&Output::Fetch { pull, attempt, peer, addr, skip, check_bytes_max }));
     }
 
     fn forward(&self, pull: PullId, attempt: u32) {

@@ -342,6 +342,46 @@ async fn bad_peers_are_told_apart() {
 }
 
 #[tokio::test]
+async fn small_body_is_checked_before_any_of_it_is_forwarded() {
+    let (mut node, honest) = (Node::start().await, Node::start().await);
+    let bytes = content(5000);
+    let digest = honest.add(&bytes);
+    let wrong = [blob_head(5000, ""), vec![b'x'; 5000]].concat();
+    let (liar, _) = scripted_peer(wrong, Then::Close).await;
+    let short = [blob_head(5000, ""), vec![b'x'; 10]].concat();
+    let (quitter, _) = scripted_peer(short, Then::Close).await;
+    let client = asking(node.addr, "GET", &blob_uri(&digest), "");
+    let pull = node.pull_requested().await;
+    for (number, addr, cause) in [(1, liar, FetchError::WrongContent), (2, quitter, FetchError::Interrupted)]
+    {
+        node.fetch_checked(pull, number, addr, 0, 5000);
+        let failed = Input::FetchFailed { pull, attempt: AttemptId(number), cause };
+        assert_eq!(node.input().await, failed);
+    }
+    node.fetch_checked(pull, 3, honest.addr, 0, 5000);
+    let attempt = AttemptId(3);
+    assert_eq!(node.input().await, Input::FetchAnswered { pull, attempt, body_bytes: 5000 });
+    node.forward(pull, 3);
+    let (end, reported) = node.input_after_progress().await;
+    assert_eq!(end, Input::FetchCompleted { pull, attempt, bytes: 5000 - reported });
+    let answer = seen(client).await;
+    assert_eq!((answer.status, answer.body == bytes, answer.clean), (200, true, true));
+}
+
+#[tokio::test]
+async fn body_longer_than_is_to_be_checked_is_forwarded_unread() {
+    let mut node = Node::start().await;
+    let digest = Digest::sha256_of(b"something else");
+    let (peer, _) = scripted_peer([blob_head(2, ""), b"xy".to_vec()].concat(), Then::Close).await;
+    let client = asking(node.addr, "GET", &blob_uri(&digest), "");
+    let pull = node.pull_requested().await;
+    node.fetch_checked(pull, 1, peer, 0, 1);
+    assert_eq!(node.input().await, Input::FetchAnswered { pull, attempt: ATTEMPT, body_bytes: 2 });
+    node.forward(pull, 1);
+    assert_eq!(seen(client).await.body, b"xy", "containerd checks it");
+}
+
+#[tokio::test]
 async fn hedged_attempt_that_loses_is_dropped() {
     let (mut node, peer) = (Node::start().await, Node::start().await);
     let digest = peer.add(b"content");

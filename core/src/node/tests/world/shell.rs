@@ -61,7 +61,7 @@ impl World {
                     self.later_in(to, Event::Reply { exchange, message: Some(message) });
                 }
             }
-            Output::Fetch { pull, attempt, peer: holder, addr, skip } => {
+            Output::Fetch { pull, attempt, peer: holder, addr, skip, .. } => {
                 assert_ne!(holder, peer(host), "fetches from itself");
                 let source = self.host_at(&addr);
                 let it = self.hosts[host].pulls.get_mut(&pull).expect("known pull");

@@ -1,3 +1,5 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| spegel_fuzz::node_inputs(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    spegel_fuzz::node_inputs(data);
+});

@@ -1,10 +1,10 @@
-use spegel_io::hosts_toml::{is_ours, kept_hosts_of};
+use spegel_io::hosts_toml::{is_ours_text, kept_hosts_of};
 use toml::{Table, Value};
 
 /// What others wrote into `hosts.toml` and `--prepend-existing` keeps: any text is refused with a
 /// line and a reason, or kept with the same meaning, in a form that stays as it is.
 pub fn hosts_toml(data: &[u8]) {
-    let _either = is_ours(data);
+    let _either = is_ours_text(data);
     let kept = match kept_hosts_of(data) {
         Ok(kept) => kept,
         Err((line, cause)) => {

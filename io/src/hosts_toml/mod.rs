@@ -28,7 +28,7 @@ pub use auth::{BASIC_AUTH_DIR, BasicAuth};
 use origin::Origin;
 /// The pure part of dealing with files of other hands, for the fuzzer.
 #[doc(hidden)]
-pub use text::{is_ours, kept_hosts as kept_hosts_of};
+pub use text::{is_ours as is_ours_text, kept_hosts as kept_hosts_of};
 
 /// Holds what was there before this program was.
 const BACKUP: &str = "_backup";

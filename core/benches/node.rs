@@ -163,6 +163,7 @@ fn directory(c: &mut Criterion) {
                 let input = Input::PullRequested { pull, key, digest, kind, whole: true };
                 let outputs = black_box(apply(&mut node, now, input));
                 spent += began.elapsed();
+                assert!(outputs.iter().any(|output| matches!(output, Output::Send { .. })));
                 apply(&mut node, now, Input::PullAbandoned { pull });
                 for output in outputs {
                     if let Output::Send { exchange, .. } = output {

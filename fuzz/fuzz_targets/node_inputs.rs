@@ -1,5 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| {
-    spegel_fuzz::node_inputs(data);
-});
+libfuzzer_sys::fuzz_target!(|data: &[u8]| spegel_fuzz::node_inputs(data));

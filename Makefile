@@ -33,6 +33,16 @@ test-real: build ## Run the tests on real containerd in network namespaces (as r
 sim: parts ## Replay one simulated scenario: make sim SCENARIO=... SEED=...
 	$(CARGO) run --locked -q -p spegel-sim -- $(SCENARIO) $(SEED)
 
+.PHONY: fuzz
+fuzz: SECONDS ?= 60
+fuzz: ## Fuzz each parser and the core: make fuzz SECONDS=60 (needs Rust nightly)
+	@command -v cargo-fuzz >/dev/null || $(CARGO) install --locked cargo-fuzz
+	@fuzz/run $(SECONDS)
+
+.PHONY: bench-core
+bench-core: ## Measure what the core spends on what happens often or is large
+	$(CARGO) bench --locked -p spegel-core
+
 .PHONY: lint
 lint: parts ## Check format, lints and that the core stays pure
 	$(CARGO) fmt --all --check

@@ -17,6 +17,10 @@ mod range_header;
 mod reference;
 
 pub use self::{
-    control_message::control_message, hosts_toml::hosts_toml, manifest::manifest, node_inputs::node_inputs,
-    range_header::range_header, reference::reference,
+    control_message::control_message,
+    hosts_toml::hosts_toml,
+    manifest::manifest,
+    node_inputs::{node_inputs, node_inputs_fingerprint},
+    range_header::range_header,
+    reference::reference,
 };

@@ -8,8 +8,8 @@ mod vocabulary;
 use std::time::{Duration, Instant};
 
 use spegel_core::{
-    Announce, BootstrapAddr, FetchError, Fingerprint, Input, Inspection, Key, Listing, ManifestRead, PullId,
-    PullKind, Request,
+    Announce, AttemptId, BootstrapAddr, ExchangeId, FetchError, Fingerprint, Input, Inspection, Key, Listing,
+    ManifestRead, PullId, PullKind, Request, oci::Digest,
 };
 
 use self::{
@@ -31,12 +31,20 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// What a step may wait: nothing, the delays of hedges, probes, retries; hours when frozen.
 const WAITS_MS: [u64; 8] = [0, 1, 20, 60, 300, 1100, 5000, 4_000_000];
 
-/// Runs the history that the bytes tell; gives a fingerprint of all orders of all nodes, the same
-/// for the same bytes. The first byte says how far the cluster has come before: 1 it has formed,
-/// 2 containerd was listed, 4 everybody's content was announced.
-pub fn node_inputs(data: &[u8]) -> u64 {
+/// Runs the history that the bytes tell. The first byte says how far the cluster has come before:
+/// 1 it has formed, 2 containerd was listed, 4 everybody's content was announced.
+pub fn node_inputs(data: &[u8]) {
+    run(data, false);
+}
+
+/// Does the same, and gives a fingerprint of all orders of all nodes: the same for the same bytes.
+pub fn node_inputs_fingerprint(data: &[u8]) -> u64 {
+    run(data, true).shells.iter().filter_map(Shell::fingerprint).fold(0, |all, one| all.rotate_left(1) ^ one)
+}
+
+fn run(data: &[u8], is_compared: bool) -> World {
     let mut bytes = Bytes::new(data);
-    let mut world = World::new();
+    let mut world = World::new(is_compared);
     let prelude = bytes.byte();
     if prelude & 1 != 0 {
         world.form();
@@ -53,11 +61,13 @@ pub fn node_inputs(data: &[u8]) -> u64 {
         }
         world.step(&mut bytes);
     }
-    world.wait(SILENCE, false);
+    if world.shells.iter().any(|shell| !shell.pulls.is_empty()) {
+        world.wait(SILENCE, false);
+    }
     for shell in &world.shells {
         shell.check_silence(world.now);
     }
-    world.shells.iter().fold(0, |all, shell| all ^ shell.fingerprint())
+    world
 }
 
 struct World {
@@ -66,10 +76,10 @@ struct World {
 }
 
 impl World {
-    fn new() -> Self {
+    fn new(is_compared: bool) -> Self {
         #[expect(clippy::disallowed_methods, reason = "an arbitrary origin; only differences matter")]
         let now = Instant::now();
-        Self { now, shells: (0..NODES).map(|number| Shell::new(now, number)).collect() }
+        Self { now, shells: (0..NODES).map(|number| Shell::new(now, number, is_compared)).collect() }
     }
 
     // --- before the history begins ----------------------------------------------------------
@@ -160,7 +170,7 @@ impl World {
     }
 
     /// What becomes of a message that was sent.
-    fn deliver(&mut self, number: usize, exchange: spegel_core::ExchangeId, fate: u8, bytes: &mut Bytes<'_>) {
+    fn deliver(&mut self, number: usize, exchange: ExchangeId, fate: u8, bytes: &mut Bytes<'_>) {
         let Some((to, mut message)) = self.shells[number].exchanges.get(&exchange).cloned() else { return };
         let failed = Input::SendFailed { exchange, cause: "lost".to_owned() };
         // One that arrives twice, or whose reply does, stays known.
@@ -207,11 +217,11 @@ impl World {
         let (what, which) = (bytes.byte(), bytes.byte());
         // The newest, an older one, or one that is over or never was.
         let nth = usize::from(which & 3);
-        let id = shell.pulls.keys().rev().nth(nth).copied().unwrap_or(PullId(u64::from(which)));
+        let id = shell.pulls.keys().rev().nth(nth).copied().unwrap_or_else(|| PullId(which.into()));
         let pull = shell.pulls.get_mut(&id);
         let nth = usize::from(which >> 2 & 3);
         let live = pull.as_ref().and_then(|pull| pull.attempts.keys().nth(nth).copied());
-        let attempt = live.unwrap_or(spegel_core::AttemptId(u32::from(which)));
+        let attempt = live.unwrap_or_else(|| AttemptId(which.into()));
         let is_forwarded = pull.as_ref().is_some_and(|pull| pull.forwarded == Some(attempt));
         let input = match what % 8 {
             0 | 1 => {
@@ -325,7 +335,7 @@ impl World {
 }
 
 /// What the content store has under a digest.
-fn bytes_of(sought: &spegel_core::oci::Digest) -> Vec<u8> {
+fn bytes_of(sought: &Digest) -> Vec<u8> {
     (0..8).find(|number| digest(*number) == *sought).map(document).unwrap_or_default()
 }
 

@@ -28,7 +28,7 @@ pub use auth::{BASIC_AUTH_DIR, BasicAuth};
 use origin::Origin;
 /// The pure part of dealing with files of other hands, for the fuzzer.
 #[doc(hidden)]
-pub use text::{is_ours, kept_hosts as kept_hosts_of};
+pub use text::{is_ours as is_ours_text, kept_hosts as kept_hosts_of};
 
 /// Holds what was there before this program was.
 const BACKUP: &str = "_backup";
@@ -128,7 +128,7 @@ pub fn configure(settings: &HostsTomlSettings) -> Result<(), HostsTomlError> {
 
     let mut texts = BTreeMap::new();
     for (name, registry) in &mirrored {
-        let kept = if settings.prepend_existing { kept_hosts(root, name)? } else { String::new() };
+        let kept = if settings.prepend_existing { kept_hosts(root, name, &targets)? } else { String::new() };
         let text = text::render(registry.as_ref(), &targets, settings.resolve_tags, settings.auth.as_ref());
         texts.insert(name.as_str(), if kept.is_empty() { text } else { format!("{text}\n\n{kept}") });
     }
@@ -225,14 +225,19 @@ fn targets(settings: &HostsTomlSettings) -> Result<Vec<Origin>, HostsTomlError> 
 }
 
 /// The hosts of a registry's own configuration, in our format; empty if there is none.
-fn kept_hosts(root: &Path, name: &str) -> Result<String, HostsTomlError> {
+fn kept_hosts(root: &Path, name: &str, targets: &[Origin]) -> Result<String, HostsTomlError> {
     let place = root.join(name);
     let dir = if foreign(&place)? { place } else { root.join(BACKUP).join(name) };
     let path = dir.join(HOSTS_TOML);
     match files::read(&path)? {
         None => Ok(String::new()),
         Some(content) => {
-            text::kept_hosts(&content).map_err(|(line, cause)| HostsTomlError::Parse { path, line, cause })
+            let targets: Vec<_> = targets.iter().map(ToString::to_string).collect();
+            text::kept_hosts(&content, &targets).map_err(|(line, cause)| HostsTomlError::Parse {
+                path,
+                line,
+                cause,
+            })
         }
     }
 }

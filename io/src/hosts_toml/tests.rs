@@ -210,29 +210,40 @@ fn hosts_in_inline_tables_and_dotted_keys_are_kept_too() {
         "[host.'https://a.test']\ncapabilities = ['pull']\nheader = { x = 'y' }\n",
     ];
     for form in forms {
-        let kept = text::kept_hosts(form.as_bytes()).unwrap();
+        let kept = text::kept_hosts(form.as_bytes(), &[]).unwrap();
         assert_eq!(
             kept,
             "[host.'https://a.test']\ncapabilities = ['pull']\n\n[host.'https://a.test'.header]\nx = 'y'",
             "{form}"
         );
         // What is written is TOML that says the same.
-        assert_eq!(text::kept_hosts(kept.as_bytes()).unwrap(), kept);
+        assert_eq!(text::kept_hosts(kept.as_bytes(), &[]).unwrap(), kept);
     }
 }
 
 #[test]
 fn odd_values_stay_what_they_are() {
     let odd = "[host.'a']\nn = 1\nf = 1.5\nd = 1979-05-27\ns = \"a'b\\\\\\n\\\"\"\nt = [{ x = 1 }]\n\n[[host.'a'.u]]\ny = 2\n";
-    let kept = text::kept_hosts(odd.as_bytes()).unwrap();
+    let kept = text::kept_hosts(odd.as_bytes(), &[]).unwrap();
     let value = |text: &str| toml::from_str::<toml::Table>(text).unwrap();
     assert_eq!(value(&kept), value(odd));
 }
 
 #[test]
 fn lists_of_tables_within_lists_of_tables_are_not_emptied() {
-    let kept = text::kept_hosts(b"[[host.a.b]]\n[[host.a.b.c]]\nd = 1\n[[host.a.b.c]]\n").unwrap();
+    let kept = text::kept_hosts(b"[[host.a.b]]\n[[host.a.b.c]]\nd = 1\n[[host.a.b.c]]\n", &[]).unwrap();
     assert_eq!(kept, "[host.a]\nb = [{c = [{d = 1}, {}]}]");
+}
+
+/// Releases before the dial timeout wrote files that are not recognised as this program's.
+#[test]
+fn host_that_is_the_mirror_is_not_named_twice() {
+    let theirs = "[host.'http://127.0.0.1:30020']\ncapabilities = ['pull']\n\n[host.'https://a.test']\n";
+    let dir = CertsD::new(&[("docker.io/hosts.toml", theirs)]);
+    dir.configure(&["https://docker.io"], true);
+    let written = dir.read("docker.io/hosts.toml");
+    let hosts = toml::from_str::<toml::Table>(&written).unwrap()["host"].as_table().unwrap().clone();
+    assert_eq!(hosts.keys().collect::<Vec<_>>(), ["http://127.0.0.1:30020", "https://a.test"]);
 }
 
 #[test]

@@ -57,8 +57,9 @@ fn is_server(line: &str) -> bool {
 }
 
 /// The hosts of a foreign file, in their order and our format. Its `server` and what else it says
-/// about the registry itself is for ours to say.
-pub fn kept_hosts(content: &[u8]) -> Result<String, (usize, String)> {
+/// about the registry itself is for ours to say, and so is what it says of our `targets`: a host
+/// that is named twice keeps containerd from reading the file, and from pulling at all.
+pub fn kept_hosts(content: &[u8], targets: &[String]) -> Result<String, (usize, String)> {
     let line_at = |offset: usize| 1 + content.iter().take(offset).filter(|byte| **byte == b'\n').count();
     let text = std::str::from_utf8(content)
         .map_err(|error| (line_at(error.valid_up_to()), "not UTF-8 text".to_owned()))?;
@@ -69,7 +70,7 @@ pub fn kept_hosts(content: &[u8]) -> Result<String, (usize, String)> {
     let wrong = |what: &str| (line_at(position(hosts)), format!("{what} is not a table"));
     let hosts_table = hosts.as_table_like().ok_or_else(|| wrong("host"))?;
     let mut sections = Vec::new();
-    for (name, host) in hosts_table.iter() {
+    for (name, host) in hosts_table.iter().filter(|(name, _)| !targets.iter().any(|target| target == name)) {
         let host = host.as_table_like().ok_or_else(|| wrong(&format!("host {name:?}")))?;
         write_table(&format!("host.{}", key(name)), host, &mut sections);
     }

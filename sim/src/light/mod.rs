@@ -39,7 +39,7 @@ const LATENCY_MAX_US: u64 = 4000;
 const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How often each node is asked for its report.
-const REPORT_INTERVAL: Duration = Duration::from_secs(60);
+const REPORT_INTERVAL: Duration = Duration::from_secs(600);
 
 /// Most events at one moment of virtual time: more and the cores keep each other busy for ever.
 const EVENTS_PER_MOMENT_MAX: u32 = 1_000_000;

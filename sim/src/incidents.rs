@@ -9,6 +9,7 @@ use crate::{
     fault::{Dns, Fault},
     image::Image,
     scenario::{Outcome, Scenario},
+    scenarios::Named,
 };
 
 /// The image that most incidents are about.
@@ -18,20 +19,17 @@ const IMAGE: &str = "registry.test/app:1";
 const LAYER_BYTES: usize = 100_000;
 
 /// Every incident, for replay by name.
-#[must_use]
-pub fn all() -> Vec<Scenario> {
-    vec![
-        unknown_media_type(),
-        unknown_media_type_for_a_day(),
-        scale_up_from_one_node(),
-        scale_up_to_fifty(),
-        vip_always_leads_home(),
-        vip_often_leads_home(),
-        vip_sometimes_leads_home(),
-        dead_node(),
-        dead_nodes_of_sixty(),
-    ]
-}
+pub(crate) const ALL: &[Named] = &[
+    ("unknown_media_type", unknown_media_type),
+    ("unknown_media_type_for_a_day", unknown_media_type_for_a_day),
+    ("scale_up_from_one_node", scale_up_from_one_node),
+    ("scale_up_to_fifty", scale_up_to_fifty),
+    ("vip_always_leads_home", vip_always_leads_home),
+    ("vip_often_leads_home", vip_often_leads_home),
+    ("vip_sometimes_leads_home", vip_sometimes_leads_home),
+    ("dead_node", dead_node),
+    ("dead_nodes_of_sixty", dead_nodes_of_sixty),
+];
 
 const fn seconds(count: u64) -> Duration {
     Duration::from_secs(count)

@@ -9,7 +9,7 @@ fn main() -> ExitCode {
     let mut args = env::args().skip(1);
     let (name, seed) = (args.next().unwrap_or_default(), args.next().and_then(|seed| seed.parse().ok()));
     let (Some(scenario), Some(seed)) = (scenarios::named(&name), seed) else {
-        let names: Vec<_> = scenarios::all().iter().map(|scenario| scenario.name()).collect();
+        let names: Vec<_> = scenarios::all().map(|(name, _)| name).collect();
         eprintln!("usage: make sim SCENARIO=NAME SEED=NUMBER, where NAME is one of: {}", names.join(", "));
         return ExitCode::FAILURE;
     };

@@ -384,8 +384,8 @@ impl World<'_> {
         }
         self.clients[client].spoilt |= corrupt && bytes > 0;
         if bytes < left {
-            let starved = Duration::ZERO;
-            self.handle(node, Input::FetchProgressed { pull, attempt, bytes, starved });
+            // It is always the holder that is waited for: clients here take what comes at once.
+            self.handle(node, Input::FetchProgressed { pull, attempt, bytes, starved: interval });
             let delay = self.flow_time(holder, left - bytes).min(interval);
             return self.after(delay, Event::Body { node, life, pull, attempt, interval });
         }

@@ -208,7 +208,9 @@ impl Watch {
             },
             Output::Refuse { pull, reason, .. } => match node.pulls.remove(pull) {
                 Some(watched) if watched.answered => Some(format!("answers pull {pull} twice")),
-                Some(watched) if *reason == RefuseReason::NobodyHasIt => self.holder_missed(at, name, &watched),
+                Some(watched) if *reason == RefuseReason::NobodyHasIt => {
+                    self.holder_missed(at, name, &watched)
+                }
                 Some(_) => None,
                 None => Some(format!("answers pull {pull}, which is over")),
             },

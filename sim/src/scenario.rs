@@ -155,8 +155,7 @@ impl Scenario {
     /// Nodes `n1` to `n<count>`, all there from the beginning.
     #[must_use]
     pub fn nodes(self, count: usize) -> Self {
-        (1..=count)
-            .fold(self, |scenario, n| scenario.node(&format!("n{n}"), Duration::ZERO, Duration::ZERO))
+        (1..=count).fold(self, |scenario, n| scenario.node(&format!("n{n}"), Duration::ZERO, Duration::ZERO))
     }
 
     /// An image that the registry has.

@@ -145,7 +145,11 @@ impl Names {
 fn describe_input(names: &Names, input: &Input) -> String {
     match input {
         Input::MessageReceived { from, exchange, message } => {
-            format!("MessageReceived {{ from: {}, exchange: {exchange}, {} }}", names.of(from), request(message))
+            format!(
+                "MessageReceived {{ from: {}, exchange: {exchange}, {} }}",
+                names.of(from),
+                request(message)
+            )
         }
         Input::ReplyReceived { exchange, message } => {
             format!("ReplyReceived {{ exchange: {exchange}, {} }}", reply(message))

@@ -37,7 +37,7 @@ fn vip_leading_to_self_costs_nothing() {
 
 /// A node that had lost power was named as a holder until its records expired, and each pull that
 /// asked it waited for a connection that never came about. Here others are asked while it is
-/// silent, no pull takes longer than three seconds, and the dead are soon left alone: one, then a
+/// silent, no pull takes longer than a second, and the dead are soon left alone: one, then a
 /// third of sixty nodes.
 #[test]
 fn dead_node_is_routed_around() {

@@ -17,8 +17,7 @@ use std::{
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use spegel_core::{
-    AttemptId, BootstrapAddr, ExchangeId, Input, Node, Notice, Output, PeerId, PullId,
-    oci::Digest,
+    AttemptId, BootstrapAddr, ExchangeId, Input, Node, Notice, Output, PeerId, PullId, oci::Digest,
 };
 use spegel_io::clock;
 
@@ -56,25 +55,87 @@ type Index = usize;
 /// Something that is going to happen.
 #[derive(Debug)]
 enum Event {
-    Start { node: Index },
-    Fault { index: usize },
-    Pull { index: usize },
-    Thaw { node: Index },
+    Start {
+        node: Index,
+    },
+    Fault {
+        index: usize,
+    },
+    Pull {
+        index: usize,
+    },
+    Thaw {
+        node: Index,
+    },
     Report,
     /// To the process of that life; later ones never asked.
-    Input { node: Index, life: u64, input: Input },
-    Containerd { node: Index, life: u64, order: Output },
-    Resolve { node: Index, life: u64 },
-    Dial { node: Index, life: u64, addr: SocketAddr, target: Index },
-    Request { from: Index, life: u64, to: Index, exchange: ExchangeId, message: Vec<u8> },
-    Reply { from: Index, to: Index, life: u64, exchange: ExchangeId, message: Vec<u8> },
-    SendTimeout { node: Index, life: u64, exchange: ExchangeId },
-    Ask { node: Index, life: u64, pull: PullId, attempt: AttemptId, holder: Index, skip: u64 },
-    Body { node: Index, life: u64, pull: PullId, attempt: AttemptId, interval: Duration },
+    Input {
+        node: Index,
+        life: u64,
+        input: Input,
+    },
+    Containerd {
+        node: Index,
+        life: u64,
+        order: Output,
+    },
+    Resolve {
+        node: Index,
+        life: u64,
+    },
+    Dial {
+        node: Index,
+        life: u64,
+        addr: SocketAddr,
+        target: Index,
+    },
+    Request {
+        from: Index,
+        life: u64,
+        to: Index,
+        exchange: ExchangeId,
+        message: Vec<u8>,
+    },
+    Reply {
+        from: Index,
+        to: Index,
+        life: u64,
+        exchange: ExchangeId,
+        message: Vec<u8>,
+    },
+    SendTimeout {
+        node: Index,
+        life: u64,
+        exchange: ExchangeId,
+    },
+    Ask {
+        node: Index,
+        life: u64,
+        pull: PullId,
+        attempt: AttemptId,
+        holder: Index,
+        skip: u64,
+    },
+    Body {
+        node: Index,
+        life: u64,
+        pull: PullId,
+        attempt: AttemptId,
+        interval: Duration,
+    },
     /// A containerd goes on with its pull.
-    Client { client: usize, turn: u64 },
-    Upstream { client: usize, turn: u64 },
-    ProcessEnd { node: Index, life: u64 },
+    Client {
+        client: usize,
+        turn: u64,
+    },
+    Upstream {
+        client: usize,
+        turn: u64,
+    },
+    ProcessEnd {
+        node: Index,
+        life: u64,
+    },
 }
 
 /// A machine.
@@ -160,7 +221,8 @@ pub fn run(plan: &Scenario, seed: u64, trace: Trace) -> Outcome {
 
 impl<'a> World<'a> {
     fn new(plan: &'a Scenario, seed: u64, trace: Trace) -> Self {
-        let machines: Vec<_> = plan.nodes.iter().enumerate().map(|(n, node)| machine(n, &node.name)).collect();
+        let machines: Vec<_> =
+            plan.nodes.iter().enumerate().map(|(n, node)| machine(n, &node.name)).collect();
         for (name, image) in &plan.preloads {
             let image = &plan.images[*image];
             let machine = machines.iter().find(|machine| machine.name == *name);
@@ -450,7 +512,9 @@ impl<'a> World<'a> {
             }
             Output::Reply { exchange, message } => self.reply(node, exchange, message),
             Output::Disconnect { .. } => {}
-            Output::Fetch { pull, attempt, peer, addr: _, skip } => self.ask(node, pull, attempt, &peer, skip),
+            Output::Fetch { pull, attempt, peer, addr: _, skip } => {
+                self.ask(node, pull, attempt, &peer, skip)
+            }
             Output::CancelFetch { pull, attempt } => {
                 if let Some(pull) = process.pulls.get_mut(&pull) {
                     pull.cancel(attempt);

@@ -348,7 +348,14 @@ impl World<'_> {
     }
 
     /// Some of a body has flowed, or ought to have.
-    pub(super) fn flow(&mut self, node: Index, life: u64, pull: PullId, attempt: AttemptId, interval: Duration) {
+    pub(super) fn flow(
+        &mut self,
+        node: Index,
+        life: u64,
+        pull: PullId,
+        attempt: AttemptId,
+        interval: Duration,
+    ) {
         if self.machines[node].life != life {
             return;
         }

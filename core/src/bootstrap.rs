@@ -125,8 +125,6 @@ pub(crate) struct Bootstrap {
     members: usize,
     /// Bounds attempts whatever happens.
     pacer: Pacer,
-    /// Bounds dials of addresses known to be this node.
-    self_pacer: Pacer,
     quick: Backoff,
     /// When the next attempt begins; none during one.
     attempt_at: Option<Instant>,
@@ -155,7 +153,6 @@ impl Bootstrap {
             started: false,
             members: 0,
             pacer: Pacer::new(ATTEMPT_INTERVAL, QUICK_ATTEMPTS),
-            self_pacer: Pacer::new(ATTEMPT_INTERVAL, 1),
             quick: Backoff::new(QUICK_FIRST, QUICK_MAX),
             attempt_at: None,
             resolve_deadline: None,
@@ -326,8 +323,9 @@ impl Bootstrap {
         if alone && chosen.is_empty() {
             chosen = last_resort;
         }
-        // Every address leads home: a virtual one may lead elsewhere next time.
-        if alone && others.is_empty() && !selves.is_empty() && self.self_pacer.take(now) {
+        // Every address leads home: a virtual one may lead elsewhere next time. One dial for each
+        // attempt, so that attempts bound it.
+        if others.is_empty() && !selves.is_empty() {
             chosen = vec![selves[self.rng.below(selves.len())]];
         }
         let dials_max = if alone { DIALS_MAX } else { RECHECK_DIALS_MAX };

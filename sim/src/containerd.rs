@@ -1,8 +1,8 @@
 //! A containerd of the simulator's own: images and blobs in memory, and the inputs that the
-//! real one would cause.
+//! real one would cause. Both drivers use it; whoever changes it passes on the news.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -11,13 +11,18 @@ use std::{
 use bytes::Bytes;
 use spegel_core::{
     Input, Inspection, ListedContent, ListedImage, Listing, ManifestRead, Output,
-    oci::{Descriptor, Digest},
+    oci::{Descriptor, Digest, parse_manifest},
 };
 use spegel_io::content::{Blob, ContentStore};
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+
+use crate::image::Image;
 
 /// How long containerd takes to answer anything.
-const LATENCY: Duration = Duration::from_millis(1);
+pub const LATENCY: Duration = Duration::from_millis(1);
 
 /// One node's containerd. Clones are the same one; it outlives the mirror process.
 #[derive(Clone, Debug, Default)]
@@ -28,8 +33,15 @@ struct State {
     running: bool,
     images: BTreeMap<String, Descriptor>,
     blobs: BTreeMap<Digest, Bytes>,
-    /// Where events go while a mirror is connected.
+    /// Content whose file cannot be read.
+    unreadable: BTreeSet<Digest>,
+    manifest_reads: u64,
+    /// Whether a mirror is connected.
+    connected: bool,
+    /// Where the news goes, if the driver is one of tasks.
     events: Option<mpsc::Sender<Input>>,
+    corrupt: bool,
+    bytes_per_second: Option<u64>,
 }
 
 impl Containerd {
@@ -42,6 +54,27 @@ impl Containerd {
         self.state().running = true;
     }
 
+    /// Stops it, and says what a connected mirror notices.
+    pub fn stop(&self) -> Vec<Input> {
+        let mut state = self.state();
+        state.running = false;
+        let news = Input::ContainerdDisconnected { cause: "connection reset by peer".to_owned() };
+        if std::mem::take(&mut state.connected) { vec![news] } else { Vec::new() }
+    }
+
+    /// The mirror's process ended: nobody listens.
+    pub fn forget_mirror(&self) {
+        let mut state = self.state();
+        state.connected = false;
+        state.events = None;
+    }
+
+    /// Whether it runs.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.state().running
+    }
+
     /// Whether it has all of these.
     #[must_use]
     pub fn has(&self, digests: &[Digest]) -> bool {
@@ -49,66 +82,128 @@ impl Containerd {
         digests.iter().all(|digest| state.blobs.contains_key(digest))
     }
 
-    /// Commits a blob, and says so as inotify would.
-    pub async fn commit(&self, digest: Digest, content: Bytes) {
-        let events = {
-            let mut state = self.state();
-            state.blobs.insert(digest, content);
-            state.events.clone()
-        };
-        if let Some(events) = events {
+    /// From now on what is served of it has wrong bytes.
+    pub fn corrupt(&self) {
+        self.state().corrupt = true;
+    }
+
+    /// From now on it is read so slowly.
+    pub fn slow_down(&self, bytes_per_second: u64) {
+        self.state().bytes_per_second = Some(bytes_per_second);
+    }
+
+    /// How often manifests were read.
+    #[must_use]
+    pub fn manifest_reads(&self) -> u64 {
+        self.state().manifest_reads
+    }
+
+    /// Commits a blob, and says what a connected mirror notices.
+    pub fn store(&self, digest: Digest, content: Bytes) -> Vec<Input> {
+        let mut state = self.state();
+        state.blobs.insert(digest, content);
+        if state.connected { vec![Input::BlobCommitted { digest }] } else { Vec::new() }
+    }
+
+    /// Has an image from the beginning.
+    pub fn preload(&self, image: &Image) {
+        let mut state = self.state();
+        state.blobs.extend(image.contents.iter().map(|(digest, content)| (*digest, content.clone())));
+        state.unreadable.extend(image.unreadable.iter().copied());
+        state.images.insert(image.name.clone(), image.manifest.clone());
+    }
+
+    /// Creates or updates an image, and says what a connected mirror notices.
+    pub fn name_image(&self, name: &str, target: Descriptor) -> Vec<Input> {
+        let mut state = self.state();
+        state.images.insert(name.to_owned(), target.clone());
+        let image = ListedImage { name: name.to_owned(), target: Some(target) };
+        if state.connected { vec![Input::ImageChanged(image)] } else { Vec::new() }
+    }
+
+    /// Deletes an image and of its content what no other image needs, and says what a connected
+    /// mirror notices. Content that is being pulled is held by a lease and stays.
+    pub fn delete_image(&self, name: &str) -> Vec<Input> {
+        let mut state = self.state();
+        let Some(target) = state.images.remove(name) else { return Vec::new() };
+        let needed: BTreeSet<_> = state.images.values().flat_map(|target| state.tree(target)).collect();
+        let garbage: Vec<_> =
+            state.tree(&target).into_iter().filter(|digest| !needed.contains(digest)).collect();
+        let mut news = vec![Input::ImageDeleted { name: name.to_owned() }];
+        for digest in garbage {
+            state.blobs.remove(&digest);
+            news.push(Input::BlobRemoved { digest });
+        }
+        if state.connected { news } else { Vec::new() }
+    }
+
+    /// Passes news on to the mirror's task.
+    pub async fn tell(&self, news: Vec<Input>) {
+        let events = self.state().events.clone();
+        let Some(events) = events else { return };
+        for input in news {
             // The mirror has ended: nobody to tell.
-            let _ = events.send(Input::BlobCommitted { digest }).await;
+            let _ = events.send(input).await;
         }
     }
 
-    /// Creates or updates an image, and says so as containerd's event would.
-    pub async fn create_image(&self, name: &str, target: Descriptor) {
-        let events = {
-            let mut state = self.state();
-            state.images.insert(name.to_owned(), target.clone());
-            state.events.clone()
-        };
-        if let Some(events) = events {
-            let image = ListedImage { name: name.to_owned(), target: Some(target) };
-            // The mirror has ended: nobody to tell.
-            let _ = events.send(Input::ImageChanged(image)).await;
+    /// As [`Containerd::tell`], from outside of any task.
+    pub fn tell_now(&self, news: Vec<Input>) {
+        let events = self.state().events.clone();
+        let Some(events) = events else { return };
+        for input in news {
+            // The mirror has ended, or has thousands of inputs before it: a resync will tell.
+            let _ = events.try_send(input);
         }
     }
 
-    /// Carries out what the core wants of containerd; `false` if it wants something else.
+    /// The answer to an order of the core; `None` if it is for somebody else.
     #[expect(clippy::wildcard_enum_match_arm, reason = "the node routes every order; these four are ours")]
-    pub fn perform(&self, output: &Output, inputs: &mpsc::Sender<Input>) -> bool {
-        let answer: Box<dyn FnOnce(&Self) -> Input + Send> = match output {
-            Output::ConnectContainerd => {
-                let events = inputs.clone();
-                Box::new(move |this| this.connect(events))
-            }
-            Output::List => Box::new(Self::list),
+    pub fn answer(&self, order: &Output) -> Option<Input> {
+        match order {
+            Output::ConnectContainerd => Some(self.connect()),
+            Output::List => Some(self.list()),
             Output::Inspect { digest } => {
-                let digest = *digest;
-                Box::new(move |this| Input::Inspected { digest, outcome: this.inspect(&digest) })
+                Some(Input::Inspected { digest: *digest, outcome: self.inspect(digest) })
             }
             Output::ReadManifest { digest } => {
-                let digest = *digest;
-                Box::new(move |this| Input::ManifestRead { digest, outcome: this.read(&digest) })
+                Some(Input::ManifestRead { digest: *digest, outcome: self.read(digest) })
             }
-            _ => return false,
-        };
-        let (this, inputs) = (self.clone(), inputs.clone());
+            _ => None,
+        }
+    }
+
+    /// Whether an order of the core is for containerd.
+    #[must_use]
+    pub const fn is_for(order: &Output) -> bool {
+        matches!(
+            order,
+            Output::ConnectContainerd | Output::List | Output::Inspect { .. } | Output::ReadManifest { .. }
+        )
+    }
+
+    /// Carries out an order of the core by a task; `false` if it is for somebody else.
+    pub fn perform(&self, order: &Output, inputs: &mpsc::Sender<Input>) -> bool {
+        if !Self::is_for(order) {
+            return false;
+        }
+        let (this, order, inputs) = (self.clone(), order.clone(), inputs.clone());
         tokio::spawn(async move {
-            sleep(LATENCY).await;
-            let input = answer(&this);
+            tokio::time::sleep(LATENCY).await;
+            let Some(input) = this.answer(&order) else { return };
+            if matches!(input, Input::ContainerdConnected { .. }) {
+                this.state().events = Some(inputs.clone());
+            }
             // The mirror has ended: nobody to tell.
             let _ = inputs.send(input).await;
         });
         true
     }
 
-    fn connect(&self, events: mpsc::Sender<Input>) -> Input {
+    fn connect(&self) -> Input {
         let mut state = self.state();
         if state.running {
-            state.events = Some(events);
+            state.connected = true;
             Input::ContainerdConnected { version: "simulated".to_owned() }
         } else {
             Input::ContainerdDisconnected { cause: "no such file or directory".to_owned() }
@@ -117,6 +212,9 @@ impl Containerd {
 
     fn list(&self) -> Input {
         let state = self.state();
+        if !state.running {
+            return Input::ListFailed { cause: "connection refused".to_owned() };
+        }
         let images = state.images.iter();
         let images =
             images.map(|(name, target)| ListedImage { name: name.clone(), target: Some(target.clone()) });
@@ -126,6 +224,9 @@ impl Containerd {
 
     fn inspect(&self, digest: &Digest) -> Inspection {
         let state = self.state();
+        if !state.running {
+            return Inspection::Failed { cause: "connection refused".to_owned() };
+        }
         state
             .blobs
             .get(digest)
@@ -133,8 +234,26 @@ impl Containerd {
     }
 
     fn read(&self, digest: &Digest) -> ManifestRead {
-        let state = self.state();
+        let mut state = self.state();
+        state.manifest_reads += 1;
+        if state.unreadable.contains(digest) {
+            return ManifestRead::Failed { cause: "input/output error".to_owned() };
+        }
         state.blobs.get(digest).map_or(ManifestRead::Absent, |content| ManifestRead::Bytes(content.to_vec()))
+    }
+}
+
+impl State {
+    /// What an image consists of.
+    fn tree(&self, target: &Descriptor) -> Vec<Digest> {
+        let mut tree = vec![target.digest];
+        let manifest = self.blobs.get(&target.digest);
+        if let Some(children) =
+            manifest.and_then(|bytes| parse_manifest(Some(&target.media_type), bytes).ok())
+        {
+            tree.extend(children.config.iter().chain(&children.layers).map(|child| child.digest));
+        }
+        tree
     }
 }
 
@@ -144,29 +263,39 @@ fn listed(digest: Digest, content: &Bytes) -> ListedContent {
 
 /// An open blob of the simulated content store.
 #[derive(Debug)]
-pub struct SimulatedBlob(Bytes);
+pub struct SimulatedBlob {
+    content: Bytes,
+    corrupt: bool,
+    bytes_per_second: Option<u64>,
+}
 
 impl ContentStore for Containerd {
     type Blob = SimulatedBlob;
 
     async fn open(&self, digest: &Digest, size: u64) -> io::Result<SimulatedBlob> {
-        let content = self.state().blobs.get(digest).cloned().ok_or(io::ErrorKind::NotFound)?;
-        if content.len() as u64 == size {
-            Ok(SimulatedBlob(content))
-        } else {
-            Err(io::ErrorKind::InvalidData.into())
+        let state = self.state();
+        let content = state.blobs.get(digest).cloned().ok_or(io::ErrorKind::NotFound)?;
+        if content.len() as u64 != size {
+            return Err(io::ErrorKind::InvalidData.into());
         }
+        Ok(SimulatedBlob { content, corrupt: state.corrupt, bytes_per_second: state.bytes_per_second })
     }
 }
 
 impl Blob for SimulatedBlob {
     fn size(&self) -> u64 {
-        self.0.len() as u64
+        self.content.len() as u64
     }
 
     async fn read_at(&self, offset: u64, length: usize) -> io::Result<Bytes> {
-        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(self.0.len());
-        let end = start.saturating_add(length).min(self.0.len());
-        Ok(self.0.slice(start..end))
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(self.content.len());
+        let mut length = length;
+        if let Some(rate) = self.bytes_per_second {
+            length = length.min(usize::try_from(rate / 10).unwrap_or(usize::MAX).max(1));
+            sleep_until(Instant::now() + Duration::from_millis(100)).await;
+        }
+        let end = start.saturating_add(length).min(self.content.len());
+        let chunk = self.content.slice(start..end);
+        Ok(if self.corrupt { chunk.iter().map(|byte| !byte).collect() } else { chunk })
     }
 }

@@ -1,6 +1,6 @@
 //! Images of the simulator: a manifest, a config and layers, all in memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
@@ -19,7 +19,9 @@ pub struct Image {
     pub manifest: Descriptor,
     /// Config and layers, in the order containerd asks for them.
     pub blobs: Vec<Descriptor>,
-    contents: BTreeMap<Digest, Bytes>,
+    pub(crate) contents: BTreeMap<Digest, Bytes>,
+    /// Content whose file cannot be read.
+    pub(crate) unreadable: BTreeSet<Digest>,
 }
 
 impl Image {
@@ -47,7 +49,32 @@ impl Image {
             described[1..].join(",")
         );
         let manifest = add(MANIFEST_TYPE, manifest.into());
-        Self { name: name.to_owned(), manifest, blobs, contents }
+        Self { name: name.to_owned(), manifest, blobs, contents, unreadable: BTreeSet::new() }
+    }
+
+    /// The same, but its manifest is of a media type that nobody knows.
+    #[must_use]
+    pub fn with_unknown_media_type(mut self) -> Self {
+        self.manifest.media_type = "application/vnd.example.unheard-of.v7+json".to_owned();
+        self
+    }
+
+    /// The same, but its manifest is no JSON.
+    #[must_use]
+    pub fn with_garbled_manifest(mut self) -> Self {
+        let garbled = Bytes::from(format!("{{{{ {}", self.name));
+        self.contents.remove(&self.manifest.digest);
+        self.manifest.digest = Digest::sha256_of(&garbled);
+        self.manifest.size = garbled.len() as u64;
+        self.contents.insert(self.manifest.digest, garbled);
+        self
+    }
+
+    /// The same, but the file of its manifest cannot be read where it is preloaded.
+    #[must_use]
+    pub fn with_unreadable_manifest(mut self) -> Self {
+        self.unreadable.insert(self.manifest.digest);
+        self
     }
 
     /// Registry, repository and tag.

@@ -5,9 +5,14 @@
 
 pub mod containerd;
 pub mod control;
+pub mod fault;
 pub mod image;
 pub mod incidents;
+pub mod invariant;
+pub mod light;
 pub mod node;
 pub mod puller;
 pub mod scenario;
+pub mod scenarios;
 pub mod trace;
+pub mod whole;

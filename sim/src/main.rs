@@ -3,25 +3,26 @@
 
 use std::{env, process::ExitCode};
 
-use spegel_sim::incidents;
+use spegel_sim::scenarios;
 
 fn main() -> ExitCode {
     let mut args = env::args().skip(1);
     let (name, seed) = (args.next().unwrap_or_default(), args.next().and_then(|seed| seed.parse().ok()));
-    let scenarios = incidents::all();
-    let (Some(scenario), Some(seed)) = (scenarios.iter().find(|scenario| scenario.name() == name), seed)
-    else {
-        let names: Vec<_> = scenarios.iter().map(|scenario| scenario.name()).collect();
+    let (Some(scenario), Some(seed)) = (scenarios::named(&name), seed) else {
+        let names: Vec<_> = scenarios::all().map(|(name, _)| name).collect();
         eprintln!("usage: make sim SCENARIO=NAME SEED=NUMBER, where NAME is one of: {}", names.join(", "));
         return ExitCode::FAILURE;
     };
-    let outcome = scenario.run(seed);
+    let outcome = scenario.replay(seed);
     println!("{}", outcome.trace.text());
+    for pull in &outcome.pulls {
+        println!("{pull:?}");
+    }
     println!("trace hash {}", outcome.trace.hash());
     match outcome.error {
         None => ExitCode::SUCCESS,
         Some(error) => {
-            eprintln!("the run stopped: {error}");
+            eprintln!("{error}");
             ExitCode::FAILURE
         }
     }

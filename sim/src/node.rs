@@ -5,12 +5,12 @@ use std::{
     future::Future,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use sha2::{Digest as _, Sha256};
-use spegel_core::{BootstrapAddr, Config, Filters, Input, Node, Output, PeerId};
+use spegel_core::{BootstrapAddr, Config, Filters, Input, Node, Notice, Output, PeerId};
 use spegel_io::{
     clock,
     metrics::Metrics,
@@ -26,7 +26,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use turmoil::net::{TcpListener, TcpStream};
 
-use crate::{containerd::Containerd, control::Control, trace::Trace};
+use crate::{containerd::Containerd, control::Control, invariant::Watch, trace::Trace};
 
 /// Where the mirror listens on each node.
 pub const REGISTRY_PORT: u16 = 5000;
@@ -38,16 +38,16 @@ pub const ROUTER_PORT: u16 = 5001;
 const EPOCH_UNIX_MS: u64 = 1_800_000_000_000;
 
 /// How long a DNS server takes to answer.
-const DNS_LATENCY: Duration = Duration::from_millis(2);
+pub(crate) const DNS_LATENCY: Duration = Duration::from_millis(2);
 
 /// The headless Service: nodes appear in it a while after they have started.
 #[derive(Clone, Debug, Default)]
-pub struct Dns {
+pub struct Resolver {
     stale: Duration,
     nodes: Arc<Mutex<Vec<(Duration, IpAddr)>>>,
 }
 
-impl Dns {
+impl Resolver {
     /// A name server whose answers are as old as this.
     #[must_use]
     pub fn stale_by(stale: Duration) -> Self {
@@ -55,7 +55,10 @@ impl Dns {
     }
 
     fn add(&self, addr: IpAddr) {
-        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).push((elapsed(), addr));
+        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        if nodes.iter().all(|(_, known)| *known != addr) {
+            nodes.push((elapsed(), addr));
+        }
     }
 
     fn resolve(&self) -> Input {
@@ -77,6 +80,39 @@ pub(crate) fn elapsed() -> Duration {
     turmoil::sim_elapsed().unwrap_or_default()
 }
 
+/// The identity of the node of this name.
+pub(crate) fn peer_of(name: &str) -> PeerId {
+    PeerId::from_public_key(Sha256::digest(name.as_bytes()).into())
+}
+
+/// What a node is told at its start, so long after the simulation began.
+pub(crate) fn node_config(peer: PeerId, since_epoch: Duration) -> Config {
+    let since_epoch_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
+    Config {
+        peer,
+        started_at_unix_ms: EPOCH_UNIX_MS + since_epoch_ms,
+        router_port: ROUTER_PORT,
+        registry_port: REGISTRY_PORT,
+        zone: None,
+        filters: Filters::default(),
+        resolve_timeout: Duration::from_millis(20),
+        resolve_retries: 3,
+    }
+}
+
+/// The run's seed split by name, so that another node more does not change what this one draws.
+pub(crate) fn node_seed(seed: u64, name: &str) -> u64 {
+    let hash = Sha256::new().chain_update(seed.to_be_bytes()).chain_update(name.as_bytes()).finalize();
+    hash.iter().take(8).fold(0, |seed, byte| seed << 8 | u64::from(*byte))
+}
+
+/// What the driver holds of a running process.
+#[derive(Clone, Debug)]
+pub struct Running {
+    /// Where the core is asked what it knows.
+    pub reports: shell::Reports,
+}
+
 /// What a node is made of; the process can be run several times on it.
 #[derive(Clone, Debug)]
 pub struct NodeParts {
@@ -87,11 +123,19 @@ pub struct NodeParts {
     /// Its containerd, which outlives the process.
     pub containerd: Containerd,
     /// How it finds others.
-    pub dns: Dns,
+    pub dns: Resolver,
     /// Where everything is noted.
     pub trace: Trace,
+    /// What must be true.
+    pub watch: Arc<Mutex<Watch>>,
     /// What `/readyz` says; false while the process does not run.
     pub ready: watch::Sender<bool>,
+    /// What its core said.
+    pub notices: Arc<Mutex<Vec<(Duration, String, Notice)>>>,
+    /// Who was asked for content.
+    pub fetches: Arc<Mutex<Vec<(Duration, PeerId)>>>,
+    /// The process, while there is one.
+    pub running: Arc<Mutex<Option<Running>>>,
 }
 
 impl NodeParts {
@@ -104,27 +148,23 @@ impl NodeParts {
         let ip = turmoil::lookup(self.name.as_str());
         self.dns.add(ip);
         let (inputs, from_adapters) = mpsc::channel(shell::INPUTS_MAX);
-        let peer = PeerId::from_public_key(Sha256::digest(self.name.as_bytes()).into());
+        let peer = peer_of(&self.name);
         self.trace.name(peer, &self.name);
+        lock(&self.watch).started(elapsed(), &self.name, peer, &self.containerd);
         let (metrics, serving) = (Metrics::new(), Serving::default());
         let pulls = Pulls::new(SimulatedDialer, inputs.clone(), None, metrics.clone());
         let control = Control::new(peer, inputs.clone());
-        let (_reports, report_requests) = shell::reports();
-        let started_at = EPOCH_UNIX_MS + u64::try_from(elapsed().as_millis()).unwrap_or(u64::MAX);
-        let config = Config {
-            peer,
-            started_at_unix_ms: started_at,
-            router_port: ROUTER_PORT,
-            registry_port: REGISTRY_PORT,
-            zone: None,
-            filters: Filters::default(),
-            resolve_timeout: Duration::from_millis(20),
-            resolve_retries: 3,
-        };
-        let node = Node::new(clock::now(), config, self.node_seed());
+        let (reports, report_requests) = shell::reports();
+        *lock(&self.running) = Some(Running { reports });
+        let config = node_config(peer, elapsed());
+        let seed = self.seed.wrapping_add(config.started_at_unix_ms);
+        let node = Node::new(clock::now(), config, node_seed(seed, &self.name));
         let ports = Ports {
             name: self.name.clone(),
             trace: self.trace.clone(),
+            watch: self.watch.clone(),
+            notices: self.notices.clone(),
+            fetches: self.fetches.clone(),
             containerd: self.containerd.clone(),
             dns: self.dns.clone(),
             control: control.clone(),
@@ -153,20 +193,20 @@ impl NodeParts {
         shell::run(node, from_adapters, report_requests, ports).await;
         Ok(())
     }
+}
 
-    /// The run's seed split by name, so that another node more does not change what this one draws.
-    fn node_seed(&self) -> u64 {
-        let hash =
-            Sha256::new().chain_update(self.seed.to_be_bytes()).chain_update(self.name.as_bytes()).finalize();
-        hash.iter().take(8).fold(0, |seed, byte| seed << 8 | u64::from(*byte))
-    }
+pub(crate) fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Ports {
     name: String,
     trace: Trace,
+    watch: Arc<Mutex<Watch>>,
+    notices: Arc<Mutex<Vec<(Duration, String, Notice)>>>,
+    fetches: Arc<Mutex<Vec<(Duration, PeerId)>>>,
     containerd: Containerd,
-    dns: Dns,
+    dns: Resolver,
     control: Control,
     serving: Serving,
     pulls: Pulls<SimulatedDialer>,
@@ -176,12 +216,17 @@ struct Ports {
 
 impl shell::Ports for Ports {
     fn observe(&mut self, input: &Input) {
-        self.trace.input(&self.name, input);
+        self.trace.input(elapsed(), &self.name, input);
+        lock(&self.watch).input(elapsed(), &self.name, input);
     }
 
     #[expect(clippy::wildcard_enum_match_arm, reason = "whatever no adapter took is a mistake")]
     fn perform(&mut self, output: Output) {
-        self.trace.output(&self.name, &output);
+        self.trace.output(elapsed(), &self.name, &output);
+        lock(&self.watch).output(elapsed(), &self.name, &output);
+        if let Output::Fetch { peer, .. } = &output {
+            lock(&self.fetches).push((elapsed(), *peer));
+        }
         let done = self.serving.perform(&output)
             || self.pulls.perform(&output)
             || self.control.perform(&output)
@@ -200,7 +245,8 @@ impl shell::Ports for Ports {
                 self.ready.send_replace(ready);
             }
             // In the trace; nothing else to do.
-            Output::Notice(_) | Output::ShutdownComplete => {}
+            Output::ShutdownComplete => {}
+            Output::Notice(notice) => lock(&self.notices).push((elapsed(), self.name.clone(), notice)),
             other => unreachable!("carried out above: {other:?}"),
         }
     }

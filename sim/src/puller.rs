@@ -38,9 +38,9 @@ struct UpstreamState {
 }
 
 impl Upstream {
-    /// Takes it away: every request fails from here on.
-    pub fn cut(&self) {
-        self.0.cut.store(true, Ordering::Relaxed);
+    /// Takes it away, so that every request fails, or gives it back.
+    pub fn set_cut(&self, is_cut: bool) {
+        self.0.cut.store(is_cut, Ordering::Relaxed);
     }
 
     /// Requests that reached it, also those that failed.
@@ -94,7 +94,7 @@ pub async fn pull(
         let content = fetch_blob(&mirror, upstream, blob).await?;
         commit(containerd, blob, content).await?;
     }
-    containerd.create_image(&image.name, image.manifest.clone()).await;
+    containerd.tell(containerd.name_image(&image.name, image.manifest.clone())).await;
     Ok(())
 }
 
@@ -125,7 +125,7 @@ async fn commit(containerd: &Containerd, expected: &Descriptor, content: Bytes) 
     if Digest::sha256_of(&content) != expected.digest {
         return Err(io::Error::other(format!("wrong content for {}", expected.digest)));
     }
-    containerd.commit(expected.digest, content).await;
+    containerd.tell(containerd.store(expected.digest, content)).await;
     Ok(())
 }
 

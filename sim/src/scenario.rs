@@ -1,89 +1,105 @@
-//! A scenario: which nodes start when, who pulls what, and what is taken away; run from a seed.
+//! A scenario: which nodes start when, who pulls what, what goes wrong, and how the result is
+//! judged. It is the same for both drivers: [`crate::whole`] (real HTTP on a simulated network)
+//! and [`crate::light`] (cores alone, for large clusters and long times).
 
 use std::{
-    net::Ipv4Addr,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    collections::{BTreeMap, VecDeque},
+    fmt::Write as _,
+    sync::{Mutex, PoisonError},
+    thread,
+    time::Duration,
 };
 
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep},
-};
+use spegel_core::{Notice, Report};
 
 use crate::{
-    containerd::Containerd,
+    fault::{Dns, Fault},
     image::Image,
-    node::{Dns, NodeParts, REGISTRY_PORT, elapsed},
-    puller::{Upstream, pull},
+    invariant::Work,
+    light,
     trace::Trace,
+    whole,
 };
-
-/// Step of virtual time. Finer and a simulated minute takes longer to run; coarser and timeouts
-/// of a few milliseconds all fall into one step.
-const TICK: Duration = Duration::from_millis(1);
-
-/// Longest that a message travels between two nodes.
-const LATENCY_MAX: Duration = Duration::from_millis(4);
-
-/// Connections that may wait to be accepted; turmoil panics beyond.
-const BACKLOG: usize = 4096;
 
 /// What happens in a run.
 #[derive(Clone, Debug)]
 pub struct Scenario {
-    name: &'static str,
-    nodes: Vec<NodePlan>,
-    images: Vec<Image>,
-    pulls: Vec<PullPlan>,
-    dns_stale: Duration,
-    cut_at: Option<Duration>,
-    ends_at: Duration,
+    pub(crate) name: &'static str,
+    pub(crate) driver: Driver,
+    pub(crate) tick: Duration,
+    pub(crate) nodes: Vec<NodePlan>,
+    pub(crate) images: Vec<Image>,
+    pub(crate) preloads: Vec<(String, usize)>,
+    pub(crate) pulls: Vec<PullPlan>,
+    pub(crate) faults: Vec<(Duration, Fault)>,
+    pub(crate) dns: Dns,
+    pub(crate) ends_at: Duration,
+    pub(crate) quiet_from: Duration,
+    pub(crate) agrees_at_end: bool,
+    expect: Expectation,
+}
+
+/// Judges a run that broke no invariant.
+pub type Expectation = fn(&Outcome) -> Result<(), String>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Driver {
+    Whole,
+    Light,
 }
 
 #[derive(Clone, Debug)]
-struct NodePlan {
-    name: String,
-    starts_at: Duration,
-    containerd_starts_at: Duration,
+pub(crate) struct NodePlan {
+    pub(crate) name: String,
+    pub(crate) starts_at: Duration,
 }
 
 #[derive(Clone, Debug)]
-struct PullPlan {
-    at: Duration,
-    node: String,
-    image: String,
+pub(crate) struct PullPlan {
+    pub(crate) at: Duration,
+    pub(crate) node: String,
+    pub(crate) image: String,
 }
 
 /// How a pull went.
 #[derive(Clone, Debug)]
 pub struct Pulled {
-    /// The node.
+    /// On which node.
     pub node: String,
-    /// The image.
+    /// What.
     pub image: String,
-    /// Virtual time from request to complete image.
+    /// When it began.
+    pub at: Duration,
+    /// How long the last try took.
     pub took: Duration,
-    /// What went wrong, if anything.
+    /// How often it was tried; the kubelet does so again after a failure.
+    pub tries: u32,
+    /// Why it failed in the end, if it did.
     pub error: Option<String>,
 }
 
-/// How a run went.
-#[derive(Clone, Debug)]
+/// What came of a run.
+#[derive(Debug)]
 pub struct Outcome {
-    /// The scenario's name.
-    pub scenario: &'static str,
-    /// The seed it ran from.
-    pub seed: u64,
     /// Everything that happened.
     pub trace: Trace,
     /// Every pull that ended, in that order.
     pub pulls: Vec<Pulled>,
-    /// When each node became ready for the first time, since the run began.
+    /// When each node became ready for the first time.
     pub ready: Vec<(String, Duration)>,
     /// Requests that reached the registry.
     pub upstream_requests: u64,
-    /// What stopped the run, if anything did.
+    /// What each node said, and when.
+    pub notices: Vec<(Duration, String, Notice)>,
+    /// What each node did since [`Scenario::quiet_from`].
+    pub work: BTreeMap<String, Work>,
+    /// How often each node was asked for content, by when.
+    pub fetches: Vec<(Duration, String)>,
+    /// What the nodes that run know at the end.
+    pub reports: BTreeMap<String, Report>,
+    /// How often manifests were read from each node's containerd.
+    pub manifest_reads: BTreeMap<String, u64>,
+    /// What stopped the run, if anything did: the first broken invariant.
     pub error: Option<String>,
 }
 
@@ -91,8 +107,21 @@ impl Scenario {
     /// An empty scenario that ends after `ends_at` of virtual time.
     #[must_use]
     pub fn new(name: &'static str, ends_at: Duration) -> Self {
-        let (nodes, images, pulls) = (Vec::new(), Vec::new(), Vec::new());
-        Self { name, nodes, images, pulls, dns_stale: Duration::ZERO, cut_at: None, ends_at }
+        Self {
+            name,
+            driver: Driver::Whole,
+            tick: Duration::from_millis(1),
+            nodes: Vec::new(),
+            images: Vec::new(),
+            preloads: Vec::new(),
+            pulls: Vec::new(),
+            faults: Vec::new(),
+            dns: Dns::List { stale: Duration::ZERO },
+            ends_at,
+            quiet_from: ends_at,
+            agrees_at_end: true,
+            expect: |_| Ok(()),
+        }
     }
 
     /// The name under which it is replayed.
@@ -101,17 +130,50 @@ impl Scenario {
         self.name
     }
 
+    /// Runs cores alone, without HTTP: time jumps from one event to the next.
+    #[must_use]
+    pub const fn light(mut self) -> Self {
+        self.driver = Driver::Light;
+        self
+    }
+
+    /// The step of time of the network; a millisecond unless told. Coarser runs faster, but a
+    /// round trip takes two steps at least.
+    #[must_use]
+    pub const fn tick(mut self, tick: Duration) -> Self {
+        self.tick = tick;
+        self
+    }
+
     /// A node whose mirror starts at one time and its containerd at another.
     #[must_use]
     pub fn node(mut self, name: &str, starts_at: Duration, containerd_starts_at: Duration) -> Self {
-        self.nodes.push(NodePlan { name: name.to_owned(), starts_at, containerd_starts_at });
-        self
+        self.nodes.push(NodePlan { name: name.to_owned(), starts_at });
+        self.fault(containerd_starts_at, Fault::StartContainerd { node: name.to_owned() })
+    }
+
+    /// Nodes `n1` to `n<count>`, all there from the beginning.
+    #[must_use]
+    pub fn nodes(self, count: usize) -> Self {
+        (1..=count).fold(self, |scenario, n| scenario.node(&format!("n{n}"), Duration::ZERO, Duration::ZERO))
     }
 
     /// An image that the registry has.
     #[must_use]
     pub fn image(mut self, image: Image) -> Self {
         self.images.push(image);
+        self
+    }
+
+    /// A node's containerd has one of the scenario's images from the beginning.
+    ///
+    /// # Panics
+    ///
+    /// When the scenario has no such image.
+    #[must_use]
+    pub fn preload(mut self, node: &str, image: &str) -> Self {
+        let index = self.images.iter().position(|known| known.name == image);
+        self.preloads.push((node.to_owned(), index.expect("an image is added before it is preloaded")));
         self
     }
 
@@ -122,160 +184,147 @@ impl Scenario {
         self
     }
 
-    /// The bootstrap name leads to the nodes of this long ago.
+    /// Something goes wrong, or right again.
     #[must_use]
-    pub const fn dns_stale(mut self, stale: Duration) -> Self {
-        self.dns_stale = stale;
+    pub fn fault(mut self, at: Duration, fault: Fault) -> Self {
+        self.faults.push((at, fault));
         self
     }
 
-    /// The registry is out of reach from this moment on.
+    /// How nodes find each other; by a fresh list unless told.
     #[must_use]
-    pub const fn cut_upstream(mut self, at: Duration) -> Self {
-        self.cut_at = Some(at);
+    pub const fn dns(mut self, dns: Dns) -> Self {
+        self.dns = dns;
         self
     }
 
-    /// Runs it.
+    /// Nothing happens from here on: [`Outcome::work`] is counted.
+    #[must_use]
+    pub const fn quiet_from(mut self, at: Duration) -> Self {
+        self.quiet_from = at;
+        self
+    }
+
+    /// The cluster is not expected to be whole at the end: views are not compared.
+    #[must_use]
+    pub const fn stays_broken(mut self) -> Self {
+        self.agrees_at_end = false;
+        self
+    }
+
+    /// How a run that broke no invariant is judged.
+    #[must_use]
+    pub fn expect(mut self, expect: Expectation) -> Self {
+        self.expect = expect;
+        self
+    }
+
+    /// Runs it, judges the result, and keeps the whole trace.
+    #[must_use]
+    pub fn replay(&self, seed: u64) -> Outcome {
+        self.run_into(seed, Trace::whole())
+    }
+
+    /// Runs it, judges the result, and keeps the end of the trace.
     #[must_use]
     pub fn run(&self, seed: u64) -> Outcome {
-        let (trace, upstream) = (Trace::default(), Upstream::default());
-        let pulls = Arc::new(Mutex::new(Vec::new()));
-        let ready = Arc::new(Mutex::new(Vec::new()));
-        let dns = Dns::stale_by(self.dns_stale);
-        let mut sim = turmoil::Builder::new()
-            .rng_seed(seed)
-            .epoch(SystemTime::UNIX_EPOCH)
-            .tick_duration(TICK)
-            .simulation_duration(self.ends_at + TICK * 10)
-            .min_message_latency(Duration::ZERO)
-            .max_message_latency(LATENCY_MAX)
-            .tcp_capacity(BACKLOG)
-            .build();
-        for plan in &self.nodes {
-            let parts = NodeParts {
-                name: plan.name.clone(),
-                seed,
-                containerd: Containerd::default(),
-                dns: dns.clone(),
-                trace: trace.clone(),
-                ready: watch::channel(false).0,
-            };
-            let host = Host {
-                plan: plan.clone(),
-                pulls: self.pulls.iter().filter(|pull| pull.node == plan.name).cloned().collect(),
-                images: self.images.clone(),
-                upstream: upstream.clone(),
-                pulled: Arc::clone(&pulls),
-                became_ready: Arc::clone(&ready),
-            };
-            sim.host(plan.name.as_str(), move || host.clone().run(parts.clone()));
-        }
-        let (ends_at, cut_at, cut) = (self.ends_at, self.cut_at, upstream.clone());
-        sim.client("scenario", async move {
-            if let Some(at) = cut_at {
-                sleep(at).await;
-                cut.cut();
-            }
-            sleep(ends_at.saturating_sub(elapsed())).await;
-            Ok(())
-        });
-        let error = sim.run().err().map(|error| error.to_string());
-        drop(sim);
-        let take = |list: &Mutex<Vec<Pulled>>| list.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let ready = ready.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Outcome {
-            scenario: self.name,
-            seed,
-            trace,
-            pulls: take(&pulls),
-            ready,
-            upstream_requests: upstream.requests(),
-            error,
-        }
+        self.run_into(seed, Trace::end())
     }
 
-    /// Runs every seed twice: `expect` judges the first run, and the second must leave the same
-    /// trace.
+    fn run_into(&self, seed: u64, trace: Trace) -> Outcome {
+        let mut outcome = match self.driver {
+            Driver::Whole => whole::run(self, seed, trace),
+            Driver::Light => light::run(self, seed, trace),
+        };
+        if outcome.error.is_none() {
+            outcome.error = (self.expect)(&outcome).err();
+        }
+        outcome
+    }
+
+    /// Runs every seed twice, on all cores; the second run must leave the same trace.
     ///
     /// # Panics
     ///
     /// When a seed fails, with the line that replays it.
-    pub fn run_seeds(
-        &self,
-        seeds: impl IntoIterator<Item = u64>,
-        expect: impl Fn(&Outcome) -> Result<(), String>,
-    ) {
-        for seed in seeds {
-            let outcome = self.run(seed);
-            let verdict = outcome.error.clone().map_or_else(|| expect(&outcome), Err);
-            if let Err(what) = verdict {
-                panic!(
-                    "{what}\n\nscenario {} failed with seed {seed}; the end of its trace:\n{}\n\nreplay: make sim SCENARIO={} SEED={seed}",
-                    self.name,
-                    outcome.trace.tail(),
-                    self.name,
-                );
-            }
-            let (first, second) = (outcome.trace.hash(), self.run(seed).trace.hash());
-            assert_eq!(
-                first, second,
-                "scenario {} is not deterministic: seed {seed} left two traces",
-                self.name
-            );
-        }
-    }
-}
-
-/// What runs on one node besides the mirror: its containerd, and the kubelet that orders pulls.
-#[derive(Clone)]
-struct Host {
-    plan: NodePlan,
-    pulls: Vec<PullPlan>,
-    images: Vec<Image>,
-    upstream: Upstream,
-    pulled: Arc<Mutex<Vec<Pulled>>>,
-    became_ready: Arc<Mutex<Vec<(String, Duration)>>>,
-}
-
-impl Host {
-    async fn run(self, parts: NodeParts) -> turmoil::Result {
-        let containerd = parts.containerd.clone();
-        let containerd_starts_at = self.plan.containerd_starts_at;
-        tokio::spawn(async move {
-            sleep(containerd_starts_at).await;
-            containerd.start();
-        });
-        for plan in self.pulls.clone() {
-            tokio::spawn(self.clone().pull(plan, parts.clone()));
-        }
-        let (mut ready, name, list) = (parts.ready.subscribe(), self.plan.name.clone(), self.became_ready);
-        tokio::spawn(async move {
-            if ready.wait_for(|ready| *ready).await.is_ok() {
-                list.lock().unwrap_or_else(PoisonError::into_inner).push((name, elapsed()));
+    pub fn run_seeds(&self, seeds: impl IntoIterator<Item = u64>) {
+        let seeds: Mutex<VecDeque<u64>> = Mutex::new(seeds.into_iter().collect());
+        let failures = Mutex::new(BTreeMap::new());
+        let workers = thread::available_parallelism().map_or(1, usize::from);
+        thread::scope(|scope| {
+            for _ in 0..workers {
+                scope.spawn(|| {
+                    loop {
+                        let next = seeds.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                        let Some(seed) = next else { return };
+                        if let Some(failure) = self.failure(seed) {
+                            failures.lock().unwrap_or_else(PoisonError::into_inner).insert(seed, failure);
+                            // The rest would say the same at length.
+                            seeds.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                        }
+                    }
+                });
             }
         });
-        sleep(self.plan.starts_at).await;
-        Ok(parts.run().await?)
+        let failures = failures.into_inner().unwrap_or_else(PoisonError::into_inner);
+        assert!(failures.is_empty(), "{}", failures.into_values().next().unwrap_or_default());
     }
 
-    async fn pull(self, plan: PullPlan, parts: NodeParts) {
-        sleep(plan.at).await;
-        parts.trace.note(&plan.node, &format!("pull {}", plan.image));
-        let started = Instant::now();
-        let image = self.images.iter().find(|image| image.name == plan.image);
-        let result = match image {
-            Some(image) => {
-                let mirror = (Ipv4Addr::LOCALHOST, REGISTRY_PORT).into();
-                pull(image, &parts.containerd, &self.upstream, mirror)
-                    .await
-                    .map_err(|error| error.to_string())
+    /// What a person needs to see when a seed fails.
+    fn failure(&self, seed: u64) -> Option<String> {
+        let outcome = self.run(seed);
+        let (first, name) = (outcome.trace.hash(), self.name);
+        let what = match outcome.error {
+            Some(error) => error,
+            None => {
+                let second = self.run(seed).trace.hash();
+                if first == second {
+                    return None;
+                }
+                format!("not deterministic: one seed left two traces, {first} and {second}")
             }
-            None => Err("the scenario has no such image".to_owned()),
         };
-        let took = started.elapsed();
-        parts.trace.note(&plan.node, &format!("pulled {} in {took:?}: {result:?}", plan.image));
-        let pulled = Pulled { node: plan.node, image: plan.image, took, error: result.err() };
-        self.pulled.lock().unwrap_or_else(PoisonError::into_inner).push(pulled);
+        let mut text = String::new();
+        write!(
+            text,
+            "{what}\n\nscenario {name}, seed {seed}, at {:?} of virtual time; the end of the trace:\n{}\n\nreplay: make sim SCENARIO={name} SEED={seed}",
+            outcome.trace.ended_at(),
+            outcome.trace.tail(),
+        )
+        .expect("writing to a string cannot fail");
+        Some(text)
+    }
+}
+
+impl Outcome {
+    /// Pulls that failed in the end.
+    pub fn failed_pulls(&self) -> impl Iterator<Item = &Pulled> {
+        self.pulls.iter().filter(|pull| pull.error.is_some())
+    }
+
+    /// # Errors
+    ///
+    /// Unless so many pulls ended, all of them well, and none took longer than this.
+    pub fn expect_pulls(&self, count: usize, longest: Duration) -> Result<(), String> {
+        if let Some(failed) = self.failed_pulls().next() {
+            return Err(format!("a pull failed: {failed:?}"));
+        }
+        if self.pulls.len() != count {
+            return Err(format!("{} pulls ended, not {count}", self.pulls.len()));
+        }
+        match self.pulls.iter().find(|pull| pull.took > longest) {
+            Some(slow) => Err(format!("a pull took longer than {longest:?}: {slow:?}")),
+            None => Ok(()),
+        }
+    }
+
+    /// # Errors
+    ///
+    /// Unless the registry was asked at most so often.
+    pub fn expect_upstream(&self, most: u64) -> Result<(), String> {
+        if self.upstream_requests > most {
+            return Err(format!("the registry was asked {} times, more than {most}", self.upstream_requests));
+        }
+        Ok(())
     }
 }

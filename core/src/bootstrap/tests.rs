@@ -123,7 +123,7 @@ fn virtual_address_that_always_leads_home_is_asked_for_within_the_pace() {
         assert!(world.attempts.len() <= 70, "{}", world.attempts.len());
         assert!(world.attempts.len() >= 40, "{}", world.attempts.len());
         assert_paced(&world.attempts);
-        assert!(world.dials.windows(2).skip(1).all(|w| w[1].0 - w[0].0 >= ATTEMPT_INTERVAL));
+        assert_paced(&world.dials.iter().map(|(at, _)| *at).collect::<Vec<_>>());
         assert!(world.dials.len() >= 30, "{}", world.dials.len());
         assert_eq!(world.notices, [Notice::BootstrapIsSelf { addr: addr(1) }]);
         assert_eq!(world.joins, []);
@@ -144,6 +144,34 @@ fn virtual_address_that_sometimes_leads_home_is_joined_by() {
         },
     );
     assert_eq!(world.joins.first(), Some(&peer(2)));
+}
+
+#[test]
+fn virtual_address_that_led_home_is_tried_again_quickly() {
+    let mut world = World::new(1);
+    let mut dials = 0;
+    world.bootstrap.start(world.now);
+    world.run(
+        ATTEMPT_INTERVAL,
+        || Ok(answer([1])),
+        |_| {
+            dials += 1;
+            Some(if dials < 6 { peer(ME) } else { peer(2) })
+        },
+    );
+    assert_eq!(world.joins.first(), Some(&peer(2)));
+}
+
+#[test]
+fn half_of_a_cluster_looks_behind_the_virtual_address_that_led_home() {
+    let mut world = World::new(1);
+    world.bootstrap.start(world.now);
+    world.run(Duration::from_secs(1), || Ok(answer([1])), |_| Some(peer(ME)));
+    let dialled = world.dials.len();
+    world.bootstrap.on_members(world.now, 1);
+    world.run(RECHECK_INTERVAL, || Ok(answer([1])), |_| Some(peer(2)));
+    assert!(world.dials.len() > dialled);
+    assert!(!world.joins.is_empty());
 }
 
 #[test]

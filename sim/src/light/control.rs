@@ -1,0 +1,148 @@
+//! Control messages and dials between cores.
+
+use std::{net::SocketAddr, time::Duration};
+
+use rand::RngExt as _;
+use spegel_core::{ExchangeId, Input, PeerId};
+
+use super::{Dns, Event, Index, Reach, VIP, World};
+
+/// Longest that a late message is late.
+const LATE_MAX_MS: u64 = 3000;
+
+impl World<'_> {
+    /// Whom an address leads to.
+    fn target(&mut self, node: Index, addr: SocketAddr) -> Option<Index> {
+        if addr != VIP {
+            return self.machines.iter().position(|machine| machine.ip == addr.ip());
+        }
+        let Dns::Vip { self_percent } = self.plan.dns else { return None };
+        let others: Vec<_> =
+            self.listed.iter().map(|(_, listed)| *listed).filter(|listed| *listed != node).collect();
+        if others.is_empty() || self.percent(self_percent) {
+            return Some(node);
+        }
+        Some(others[self.rng.random_range(0..others.len())])
+    }
+
+    pub(super) fn dial(&mut self, node: Index, addr: SocketAddr, timeout: Duration) {
+        let life = self.machines[node].life;
+        let latency = self.latency();
+        match self.target(node, addr) {
+            Some(target) if !matches!(self.reach(node, target), Reach::Silent) => {
+                self.after(latency, Event::Dial { node, life, addr, target });
+            }
+            Some(_) | None => {
+                let input = Input::DialFailed { addr, cause: "timed out".to_owned() };
+                self.after(timeout, Event::Input { node, life, input });
+            }
+        }
+    }
+
+    pub(super) fn arrive_dial(&mut self, node: Index, life: u64, addr: SocketAddr, target: Index) {
+        let latency = self.latency();
+        let input = match self.reach(node, target) {
+            Reach::Open => Input::Dialed { addr, peer: self.machines[target].peer },
+            // The dialler gives up first: its core counts the dial as lost.
+            Reach::Later(_) | Reach::Silent => return,
+            Reach::Refused => Input::DialFailed { addr, cause: "connection refused".to_owned() },
+        };
+        self.after(latency, Event::Input { node, life, input });
+    }
+
+    pub(super) fn send(
+        &mut self,
+        node: Index,
+        to: &PeerId,
+        addrs: &[SocketAddr],
+        exchange: ExchangeId,
+        message: Vec<u8>,
+        timeout: Duration,
+    ) {
+        let life = self.machines[node].life;
+        if let Some(process) = &mut self.machines[node].process {
+            process.waiting.insert(exchange);
+        }
+        self.after(timeout, Event::SendTimeout { node, life, exchange });
+        let Some(to) = self.by_peer.get(to).copied().filter(|_| !addrs.is_empty()) else { return };
+        for delay in self.travels() {
+            let message = message.clone();
+            self.after(delay, Event::Request { from: node, life, to, exchange, message });
+        }
+    }
+
+    /// When a message arrives: once, never, or twice.
+    fn travels(&mut self) -> Vec<Duration> {
+        let lossy = self.lossy_percent;
+        let mut travels = vec![self.latency()];
+        if self.percent(lossy) {
+            travels.clear();
+        } else if self.percent(lossy) {
+            travels.push(self.latency());
+        } else if self.percent(lossy) {
+            travels[0] += Duration::from_millis(self.rng.random_range(0..LATE_MAX_MS));
+        }
+        travels
+    }
+
+    pub(super) fn arrive_request(
+        &mut self,
+        from: Index,
+        life: u64,
+        to: Index,
+        exchange: ExchangeId,
+        message: Vec<u8>,
+    ) {
+        match self.reach(from, to) {
+            Reach::Open => {
+                let sender = self.machines[from].peer;
+                let Some(process) = &mut self.machines[to].process else { return };
+                let inbound = ExchangeId(process.next_inbound);
+                process.next_inbound += 1;
+                process.inbound.insert(inbound, (from, life, exchange));
+                self.handle(to, Input::MessageReceived { from: sender, exchange: inbound, message });
+            }
+            Reach::Refused => self.fail_send(from, life, exchange, "connection refused"),
+            Reach::Silent => {}
+            Reach::Later(at) => self.at(at, Event::Request { from, life, to, exchange, message }),
+        }
+    }
+
+    pub(super) fn reply(&mut self, node: Index, exchange: ExchangeId, message: Vec<u8>) {
+        let process = self.machines[node].process.as_mut();
+        let Some((to, life, exchange)) = process.and_then(|process| process.inbound.remove(&exchange)) else {
+            return;
+        };
+        for delay in self.travels() {
+            let message = message.clone();
+            self.after(delay, Event::Reply { from: node, to, life, exchange, message });
+        }
+    }
+
+    pub(super) fn arrive_reply(
+        &mut self,
+        from: Index,
+        to: Index,
+        life: u64,
+        exchange: ExchangeId,
+        message: Vec<u8>,
+    ) {
+        if self.machines[to].life != life || matches!(self.reach(from, to), Reach::Silent) {
+            return;
+        }
+        let process = self.machines[to].process.as_mut();
+        if process.is_some_and(|process| process.waiting.remove(&exchange)) {
+            self.handle(to, Input::ReplyReceived { exchange, message });
+        }
+    }
+
+    pub(super) fn fail_send(&mut self, node: Index, life: u64, exchange: ExchangeId, cause: &str) {
+        if self.machines[node].life != life {
+            return;
+        }
+        let process = self.machines[node].process.as_mut();
+        if process.is_some_and(|process| process.waiting.remove(&exchange)) {
+            self.handle(node, Input::SendFailed { exchange, cause: cause.to_owned() });
+        }
+    }
+}

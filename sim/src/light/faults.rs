@@ -1,0 +1,90 @@
+//! What goes wrong, and right again.
+
+use std::time::Duration;
+
+use spegel_core::Input;
+
+use super::{Event, Fault, Index, World};
+
+impl World<'_> {
+    fn index_of(&self, name: &str) -> Index {
+        let found = self.machines.iter().position(|machine| machine.name == name);
+        found.expect("a scenario's faults name its own nodes")
+    }
+
+    pub(super) fn commit_fault(&mut self, fault: &Fault) {
+        self.trace.note(self.now, "", &format!("{fault:?}"));
+        match fault {
+            Fault::Crash { node } => self.end_process(self.index_of(node)),
+            Fault::Stop { node } => {
+                let node = self.index_of(node);
+                self.machines[node].stopping = true;
+                self.watch.disturbed(self.now);
+                self.handle(node, Input::ShutdownRequested);
+            }
+            Fault::Start { node } => self.start(self.index_of(node)),
+            Fault::Vanish { node } => {
+                let node = self.index_of(node);
+                self.machines[node].powered = false;
+                self.lose_clients(node);
+                self.end_process(node);
+            }
+            Fault::Freeze { node, pause } => self.freeze(self.index_of(node), *pause),
+            Fault::Partition { left, right } => {
+                self.watch.uneasy();
+                for left in left {
+                    for right in right {
+                        let (left, right) = (self.index_of(left), self.index_of(right));
+                        self.cuts.insert((left.min(right), left.max(right)));
+                    }
+                }
+            }
+            Fault::Repair => {
+                self.cuts.clear();
+                self.become_calm();
+            }
+            Fault::Lossy { percent } => {
+                self.lossy_percent = *percent;
+                self.watch.uneasy();
+                self.become_calm();
+            }
+            Fault::Corrupt { node } => {
+                let node = self.index_of(node);
+                self.machines[node].corrupt = true;
+            }
+            Fault::Slow { node, bytes_per_second } => {
+                let node = self.index_of(node);
+                self.machines[node].bytes_per_second = *bytes_per_second;
+            }
+            Fault::StopContainerd { node } => {
+                let node = self.index_of(node);
+                let news = self.machines[node].containerd.stop();
+                self.tell(node, news);
+            }
+            Fault::StartContainerd { node } => self.machines[self.index_of(node)].containerd.start(),
+            Fault::DeleteImage { node, image } => {
+                let node = self.index_of(node);
+                let news = self.machines[node].containerd.delete_image(image);
+                self.watch.disturbed(self.now);
+                self.tell(node, news);
+            }
+            Fault::CutUpstream => self.upstream_cut = true,
+            Fault::RestoreUpstream => self.upstream_cut = false,
+        }
+    }
+
+    fn become_calm(&mut self) {
+        if self.cuts.is_empty() && self.lossy_percent == 0 {
+            self.watch.calm(self.now);
+        }
+    }
+
+    fn freeze(&mut self, node: Index, pause: Duration) {
+        let until = self.now + pause;
+        let machine = &mut self.machines[node];
+        machine.frozen_until = machine.frozen_until.max(until);
+        self.watch.frozen(&machine.name, until);
+        // As in the shell, what has come in meanwhile is looked at before what is due.
+        self.at(until + Duration::from_micros(1), Event::Thaw { node });
+    }
+}

@@ -1,0 +1,618 @@
+//! Runs a scenario with cores alone: no HTTP, no tasks, no ticks. Time jumps from one event to
+//! the next, so that a day of a quiet cluster, or a busy minute of a large one, takes seconds.
+//!
+//! What lies between the cores is modelled here: messages with latency, a peer's registry that
+//! has or has not what its core ordered it to serve, bodies that flow at a rate, and a containerd
+//! that pulls.
+
+mod control;
+mod faults;
+mod pull;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use spegel_core::{
+    AttemptId, BootstrapAddr, ExchangeId, Input, Node, Notice, Output, PeerId, PullId, oci::Digest,
+};
+use spegel_io::clock;
+
+use self::pull::{Client, Pull};
+use crate::{
+    containerd::{self, Containerd},
+    fault::{Dns, Fault},
+    invariant::{Watch, agreement},
+    node::{DNS_LATENCY, ROUTER_PORT, node_config, node_seed, peer_of},
+    scenario::{Outcome, Pulled, Scenario},
+    trace::Trace,
+};
+
+/// Longest that a message travels.
+const LATENCY_MAX_US: u64 = 4000;
+
+/// How far virtual time may advance before invariants are checked again.
+const CHECK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// How often each node is asked for its report.
+const REPORT_INTERVAL: Duration = Duration::from_secs(600);
+
+/// Most events at one moment of virtual time: more and the cores keep each other busy for ever.
+const EVENTS_PER_MOMENT_MAX: u32 = 1_000_000;
+
+/// How long until a process that lost a connection, or news of containerd, hears of it.
+const NEWS_LATENCY: Duration = Duration::from_millis(1);
+
+/// The address of the Service, which is no node's.
+const VIP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1)), ROUTER_PORT);
+
+/// Where a node is in the list of them.
+type Index = usize;
+
+/// Something that is going to happen.
+#[derive(Debug)]
+enum Event {
+    Start {
+        node: Index,
+    },
+    Fault {
+        index: usize,
+    },
+    Pull {
+        index: usize,
+    },
+    Thaw {
+        node: Index,
+    },
+    Report,
+    /// To the process of that life; later ones never asked.
+    Input {
+        node: Index,
+        life: u64,
+        input: Input,
+    },
+    Containerd {
+        node: Index,
+        life: u64,
+        order: Output,
+    },
+    Resolve {
+        node: Index,
+        life: u64,
+    },
+    Dial {
+        node: Index,
+        life: u64,
+        addr: SocketAddr,
+        target: Index,
+    },
+    Request {
+        from: Index,
+        life: u64,
+        to: Index,
+        exchange: ExchangeId,
+        message: Vec<u8>,
+    },
+    Reply {
+        from: Index,
+        to: Index,
+        life: u64,
+        exchange: ExchangeId,
+        message: Vec<u8>,
+    },
+    SendTimeout {
+        node: Index,
+        life: u64,
+        exchange: ExchangeId,
+    },
+    Ask {
+        node: Index,
+        life: u64,
+        pull: PullId,
+        attempt: AttemptId,
+        holder: Index,
+        skip: u64,
+    },
+    Body {
+        node: Index,
+        life: u64,
+        pull: PullId,
+        attempt: AttemptId,
+        interval: Duration,
+    },
+    /// A containerd goes on with its pull.
+    Client {
+        client: usize,
+        turn: u64,
+    },
+    Upstream {
+        client: usize,
+        turn: u64,
+    },
+    ProcessEnd {
+        node: Index,
+        life: u64,
+    },
+}
+
+/// A machine.
+#[derive(Debug)]
+struct Machine {
+    name: String,
+    peer: PeerId,
+    ip: IpAddr,
+    containerd: Containerd,
+    powered: bool,
+    /// Counts processes, so that what was meant for an earlier one is not taken for this one's.
+    life: u64,
+    process: Option<Process>,
+    frozen_until: Duration,
+    stopping: bool,
+    corrupt: bool,
+    bytes_per_second: u64,
+    was_ready: bool,
+    wake_at: Option<Duration>,
+}
+
+/// A mirror's process.
+#[derive(Debug)]
+struct Process {
+    node: Node,
+    sizes: BTreeMap<Digest, u64>,
+    tags: BTreeMap<String, Digest>,
+    waiting: BTreeSet<ExchangeId>,
+    inbound: BTreeMap<ExchangeId, (Index, u64, ExchangeId)>,
+    next_inbound: u64,
+    pulls: BTreeMap<PullId, Pull>,
+    next_pull: u64,
+}
+
+/// How far a packet comes.
+enum Reach {
+    Open,
+    /// A kernel is there, but no process.
+    Refused,
+    /// Nothing comes back.
+    Silent,
+    /// The process is paused until then.
+    Later(Duration),
+}
+
+struct World<'a> {
+    plan: &'a Scenario,
+    seed: u64,
+    rng: StdRng,
+    base: Instant,
+    now: Duration,
+    next_event: u64,
+    events: BTreeMap<(Duration, u64), Event>,
+    wakes: BTreeSet<(Duration, Index)>,
+    machines: Vec<Machine>,
+    by_peer: BTreeMap<PeerId, Index>,
+    listed: Vec<(Duration, Index)>,
+    cuts: BTreeSet<(Index, Index)>,
+    lossy_percent: u8,
+    upstream_cut: bool,
+    clients: Vec<Client>,
+    watch: Watch,
+    trace: Trace,
+    outcome: Counts,
+}
+
+#[derive(Default)]
+struct Counts {
+    pulls: Vec<Pulled>,
+    ready: Vec<(String, Duration)>,
+    upstream_requests: u64,
+    notices: Vec<(Duration, String, Notice)>,
+    fetches: Vec<(Duration, String)>,
+}
+
+/// Runs a scenario from a seed.
+#[must_use]
+pub fn run(plan: &Scenario, seed: u64, trace: Trace) -> Outcome {
+    let mut world = World::new(plan, seed, trace);
+    let error = world.run();
+    world.outcome(error)
+}
+
+impl<'a> World<'a> {
+    fn new(plan: &'a Scenario, seed: u64, trace: Trace) -> Self {
+        let machines: Vec<_> =
+            plan.nodes.iter().enumerate().map(|(n, node)| machine(n, &node.name)).collect();
+        for (name, image) in &plan.preloads {
+            let image = &plan.images[*image];
+            let machine = machines.iter().find(|machine| machine.name == *name);
+            machine.expect("a scenario preloads its own nodes").containerd.preload(image);
+        }
+        let by_peer = machines.iter().enumerate().map(|(n, machine)| (machine.peer, n)).collect();
+        for machine in &machines {
+            trace.name(machine.peer, &machine.name);
+        }
+        let mut world = Self {
+            plan,
+            seed,
+            rng: StdRng::seed_from_u64(seed),
+            base: clock::now(),
+            now: Duration::ZERO,
+            next_event: 0,
+            events: BTreeMap::new(),
+            wakes: BTreeSet::new(),
+            machines,
+            by_peer,
+            listed: Vec::new(),
+            cuts: BTreeSet::new(),
+            lossy_percent: 0,
+            upstream_cut: false,
+            clients: Vec::new(),
+            watch: Watch::new(plan.quiet_from),
+            trace,
+            outcome: Counts::default(),
+        };
+        for (index, (at, _)) in plan.faults.iter().enumerate() {
+            world.at(*at, Event::Fault { index });
+        }
+        for (node, planned) in plan.nodes.iter().enumerate() {
+            world.at(planned.starts_at, Event::Start { node });
+        }
+        for (index, pull) in plan.pulls.iter().enumerate() {
+            world.at(pull.at, Event::Pull { index });
+        }
+        world.at(REPORT_INTERVAL, Event::Report);
+        world
+    }
+
+    fn run(&mut self) -> Option<String> {
+        let (mut checked_at, mut in_this_moment) = (Duration::ZERO, 0);
+        loop {
+            let event = self.events.first_key_value().map(|((at, _), _)| *at);
+            let wake = self.wakes.first().map(|(at, _)| *at);
+            let at = match (event, wake) {
+                (Some(event), Some(wake)) => event.min(wake),
+                (Some(at), None) | (None, Some(at)) => at,
+                (None, None) => self.plan.ends_at,
+            };
+            if at >= self.plan.ends_at {
+                break;
+            }
+            in_this_moment = if at > self.now { 0 } else { in_this_moment + 1 };
+            if in_this_moment > EVENTS_PER_MOMENT_MAX {
+                return Some(format!("at {at:?} time stands still: the cores keep each other busy"));
+            }
+            self.now = at;
+            if event == Some(at) {
+                let (_, event) = self.events.pop_first().expect("it was seen just now");
+                self.happen(event);
+            } else if let Some((_, node)) = self.wakes.pop_first() {
+                self.wake(node);
+            }
+            if checked_at + CHECK_INTERVAL <= at {
+                checked_at = at;
+                self.watch.check(at);
+            }
+            if let Some(what) = self.watch.violation() {
+                return Some(what.to_owned());
+            }
+        }
+        self.now = self.plan.ends_at;
+        None
+    }
+
+    fn outcome(self, error: Option<String>) -> Outcome {
+        let now = self.base + self.now;
+        let running = self.machines.iter().filter_map(|machine| Some((machine, machine.process.as_ref()?)));
+        let reports: BTreeMap<_, _> =
+            running.map(|(machine, process)| (machine.name.clone(), process.node.report(now))).collect();
+        let disagreement = if self.plan.agrees_at_end { agreement(&reports).err() } else { None };
+        let reads = self.machines.iter();
+        Outcome {
+            trace: self.trace,
+            pulls: self.outcome.pulls,
+            ready: self.outcome.ready,
+            upstream_requests: self.outcome.upstream_requests,
+            notices: self.outcome.notices,
+            work: self.watch.work(),
+            fetches: self.outcome.fetches,
+            reports,
+            manifest_reads: reads.map(|it| (it.name.clone(), it.containerd.manifest_reads())).collect(),
+            error: error.or(disagreement),
+        }
+    }
+
+    fn at(&mut self, at: Duration, event: Event) {
+        self.next_event += 1;
+        self.events.insert((at, self.next_event), event);
+    }
+
+    fn after(&mut self, delay: Duration, event: Event) {
+        self.at(self.now + delay, event);
+    }
+
+    /// How long a message travels this time.
+    fn latency(&mut self) -> Duration {
+        Duration::from_micros(self.rng.random_range(100..LATENCY_MAX_US))
+    }
+
+    fn percent(&mut self, percent: u8) -> bool {
+        percent > 0 && self.rng.random_range(0..100) < percent
+    }
+
+    fn note(&self, node: Index, what: &str) {
+        self.trace.note(self.now, &self.machines[node].name, what);
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Start { node } => self.start(node),
+            Event::Fault { index } => {
+                let fault = self.plan.faults[index].1.clone();
+                self.commit_fault(&fault);
+            }
+            Event::Pull { index } => self.begin_client(index),
+            Event::Thaw { node } => self.wake(node),
+            Event::Report => self.report(),
+            Event::Input { node, life, input } => {
+                if self.machines[node].life == life {
+                    self.handle(node, input);
+                }
+            }
+            Event::Containerd { node, life, order } => {
+                if self.machines[node].life == life
+                    && let Some(input) = self.machines[node].containerd.answer(&order)
+                {
+                    self.handle(node, input);
+                }
+            }
+            Event::Resolve { node, life } => {
+                if self.machines[node].life == life {
+                    let answer = self.resolve();
+                    self.handle(node, answer);
+                }
+            }
+            Event::Dial { node, life, addr, target } => self.arrive_dial(node, life, addr, target),
+            Event::Request { from, life, to, exchange, message } => {
+                self.arrive_request(from, life, to, exchange, message);
+            }
+            Event::Reply { from, to, life, exchange, message } => {
+                self.arrive_reply(from, to, life, exchange, message);
+            }
+            Event::SendTimeout { node, life, exchange } => self.fail_send(node, life, exchange, "timed out"),
+            Event::Ask { node, life, pull, attempt, holder, skip } => {
+                self.arrive_ask(node, life, pull, attempt, holder, skip);
+            }
+            Event::Body { node, life, pull, attempt, interval } => {
+                self.flow(node, life, pull, attempt, interval);
+            }
+            Event::Client { client, turn } => self.advance(client, turn),
+            Event::Upstream { client, turn } => self.arrive_upstream(client, turn),
+            Event::ProcessEnd { node, life } => {
+                if self.machines[node].life == life {
+                    self.end_process(node);
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, node: Index) {
+        let (now, seed) = (self.now, self.seed);
+        let machine = &mut self.machines[node];
+        if machine.process.is_some() {
+            return;
+        }
+        machine.powered = true;
+        machine.stopping = false;
+        machine.life += 1;
+        // Each process draws other numbers than the one before.
+        let seed = node_seed(seed.wrapping_add(machine.life << 32), &machine.name);
+        let core = Node::new(self.base + now, node_config(machine.peer, now), seed);
+        machine.process = Some(Process {
+            node: core,
+            sizes: BTreeMap::new(),
+            tags: BTreeMap::new(),
+            waiting: BTreeSet::new(),
+            inbound: BTreeMap::new(),
+            next_inbound: 0,
+            pulls: BTreeMap::new(),
+            next_pull: 0,
+        });
+        self.watch.started(now, &machine.name, machine.peer, &machine.containerd);
+        let ip = machine.ip;
+        if !self.listed.iter().any(|(_, listed)| *listed == node) {
+            self.listed.push((now, node));
+        }
+        self.note(node, "process started");
+        self.handle(node, Input::ListenAddrsChanged { addrs: vec![ip] });
+    }
+
+    fn end_process(&mut self, node: Index) {
+        let machine = &mut self.machines[node];
+        if machine.process.take().is_none() {
+            return;
+        }
+        machine.life += 1;
+        machine.frozen_until = Duration::ZERO;
+        machine.containerd.forget_mirror();
+        if let Some(at) = machine.wake_at.take() {
+            self.wakes.remove(&(at, node));
+        }
+        self.watch.ended(self.now, &self.machines[node].name);
+        self.note(node, "process ended");
+        self.orphan_clients(node);
+    }
+
+    /// Gives an input to a node, or to nobody.
+    fn handle(&mut self, node: Index, input: Input) {
+        let now = self.now;
+        let machine = &mut self.machines[node];
+        let Some(process) = &mut machine.process else { return };
+        if machine.frozen_until > now {
+            let (at, life) = (machine.frozen_until, machine.life);
+            return self.at(at, Event::Input { node, life, input });
+        }
+        self.trace.input(now, &machine.name, &input);
+        self.watch.input(now, &machine.name, &input);
+        process.node.handle(self.base + now, input);
+        self.drain(node);
+    }
+
+    fn wake(&mut self, node: Index) {
+        let now = self.now;
+        let machine = &mut self.machines[node];
+        machine.wake_at = None;
+        let Some(process) = &mut machine.process else { return };
+        if machine.frozen_until > now {
+            // It is woken by its thaw.
+            return;
+        }
+        process.node.handle_timeout(self.base + now);
+        self.drain(node);
+    }
+
+    /// Carries out what a node wants, and notes when it wants to be called next.
+    fn drain(&mut self, node: Index) {
+        loop {
+            let machine = &mut self.machines[node];
+            let Some(output) = machine.process.as_mut().and_then(|process| process.node.poll_output()) else {
+                break;
+            };
+            self.trace.output(self.now, &machine.name, &output);
+            self.watch.output(self.now, &machine.name, &output);
+            self.perform(node, output);
+        }
+        let (base, now) = (self.base, self.now);
+        let machine = &mut self.machines[node];
+        let timeout = machine.process.as_ref().and_then(|process| process.node.poll_timeout());
+        let wake_at = timeout.map(|(at, _)| at.saturating_duration_since(base).max(now));
+        if wake_at != machine.wake_at {
+            if let Some(at) = std::mem::replace(&mut machine.wake_at, wake_at) {
+                self.wakes.remove(&(at, node));
+            }
+            self.wakes.extend(wake_at.map(|at| (at, node)));
+        }
+    }
+
+    fn perform(&mut self, node: Index, output: Output) {
+        let life = self.machines[node].life;
+        if Containerd::is_for(&output) {
+            return self.after(containerd::LATENCY, Event::Containerd { node, life, order: output });
+        }
+        let Some(process) = &mut self.machines[node].process else { return };
+        match output {
+            Output::ServeContent { digest, size } => drop(process.sizes.insert(digest, size)),
+            Output::StopServingContent { digest } => drop(process.sizes.remove(&digest)),
+            Output::ServeTag { name, digest } => drop(process.tags.insert(name, digest)),
+            Output::StopServingTag { name } => drop(process.tags.remove(&name)),
+            Output::ResolveBootstrap => self.after(DNS_LATENCY, Event::Resolve { node, life }),
+            Output::Dial { addr, timeout, .. } => self.dial(node, addr, timeout),
+            Output::Send { to, addrs, exchange, message, timeout } => {
+                self.send(node, &to, &addrs, exchange, message, timeout);
+            }
+            Output::Reply { exchange, message } => self.reply(node, exchange, message),
+            Output::Disconnect { .. } => {}
+            Output::Fetch { pull, attempt, peer, addr: _, skip } => {
+                self.ask(node, pull, attempt, &peer, skip)
+            }
+            Output::CancelFetch { pull, attempt } => {
+                if let Some(pull) = process.pulls.get_mut(&pull) {
+                    pull.cancel(attempt);
+                }
+            }
+            Output::Forward { pull, attempt, report_interval } => {
+                self.forward(node, pull, attempt, report_interval);
+            }
+            Output::Refuse { pull, .. } => self.refuse(node, pull),
+            Output::Truncate { pull, .. } => self.truncate(node, pull),
+            Output::SetReady { ready } => {
+                let machine = &mut self.machines[node];
+                if ready && !std::mem::replace(&mut machine.was_ready, true) {
+                    self.outcome.ready.push((machine.name.clone(), self.now));
+                }
+            }
+            Output::ShutdownComplete => {
+                if self.machines[node].stopping {
+                    self.after(NEWS_LATENCY, Event::ProcessEnd { node, life });
+                }
+            }
+            Output::Notice(notice) => {
+                self.outcome.notices.push((self.now, self.machines[node].name.clone(), notice));
+            }
+            Output::ConnectContainerd
+            | Output::List
+            | Output::Inspect { .. }
+            | Output::ReadManifest { .. } => unreachable!("containerd took it"),
+        }
+    }
+
+    fn resolve(&mut self) -> Input {
+        let (now, plan) = (self.now, self.plan);
+        let addrs: Vec<_> = match plan.dns {
+            Dns::List { stale } => {
+                let listed = self.listed.iter().filter(|(since, _)| *since + stale <= now);
+                let addrs = listed.map(|(_, node)| SocketAddr::new(self.machines[*node].ip, ROUTER_PORT));
+                addrs.map(|addr| BootstrapAddr { addr, peer: None }).collect()
+            }
+            Dns::Vip { .. } => vec![BootstrapAddr { addr: VIP, peer: None }],
+        };
+        if addrs.is_empty() {
+            Input::BootstrapFailed { cause: "no such host".to_owned() }
+        } else {
+            Input::BootstrapResolved { addrs }
+        }
+    }
+
+    /// How far something sent by one process to another comes now.
+    fn reach(&self, from: Index, to: Index) -> Reach {
+        let machine = &self.machines[to];
+        let pair = (from.min(to), from.max(to));
+        if !machine.powered || self.cuts.contains(&pair) {
+            Reach::Silent
+        } else if machine.process.is_none() {
+            Reach::Refused
+        } else if machine.frozen_until > self.now {
+            Reach::Later(machine.frozen_until)
+        } else {
+            Reach::Open
+        }
+    }
+
+    /// Passes containerd's news on to the mirror of its node.
+    fn tell(&mut self, node: Index, news: Vec<Input>) {
+        self.watch.content_changed(self.now, &self.machines[node].name);
+        let life = self.machines[node].life;
+        for input in news {
+            self.after(NEWS_LATENCY, Event::Input { node, life, input });
+        }
+    }
+
+    fn report(&mut self) {
+        for machine in &self.machines {
+            if let Some(process) = &machine.process {
+                self.watch.report(&machine.name, &process.node.report(self.base + self.now));
+            }
+        }
+        self.after(REPORT_INTERVAL, Event::Report);
+    }
+}
+
+fn machine(index: Index, name: &str) -> Machine {
+    let number = u16::try_from(index + 1).expect("fewer nodes than a subnet has addresses");
+    let [high, low] = number.to_be_bytes();
+    Machine {
+        name: name.to_owned(),
+        peer: peer_of(name),
+        ip: Ipv4Addr::new(192, 168, high, low).into(),
+        containerd: Containerd::default(),
+        powered: true,
+        life: 0,
+        process: None,
+        frozen_until: Duration::ZERO,
+        stopping: false,
+        corrupt: false,
+        bytes_per_second: pull::BYTES_PER_SECOND,
+        was_ready: false,
+        wake_at: None,
+    }
+}

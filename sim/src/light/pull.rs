@@ -1,0 +1,405 @@
+//! Pulls: a containerd that asks its mirror for everything first and the registry next, and
+//! peers that answer and send bodies.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use spegel_core::{
+    AttemptId, FetchError, Input, Key, PeerId, PullId, PullKind,
+    oci::{Descriptor, Digest},
+};
+
+use super::{Event, Index, NEWS_LATENCY, Pulled, Reach, World};
+
+/// How fast a node sends one body unless told otherwise.
+pub(super) const BYTES_PER_SECOND: u64 = 50_000_000;
+
+/// How often containerd asks again for a body that ended early without any progress.
+const RESUMES_MAX: u32 = 5;
+
+/// How often the kubelet tries, and how long after a failure.
+pub(crate) const TRIES_MAX: u32 = 4;
+pub(crate) const RETRY_DELAY: Duration = Duration::from_secs(10);
+
+/// How long the registry takes to answer.
+const UPSTREAM_LATENCY: Duration = Duration::from_millis(50);
+
+/// How long containerd waits before it looks whether it is running.
+const CONTAINERD_POLL: Duration = Duration::from_secs(1);
+
+/// An image being pulled by one node's containerd.
+#[derive(Debug)]
+pub(super) struct Client {
+    node: Index,
+    image: usize,
+    began: Duration,
+    tried_at: Duration,
+    tries: u32,
+    /// 0 for the manifest, then the blobs.
+    step: usize,
+    got: u64,
+    spoilt: bool,
+    resumes: u32,
+    /// Counts what it waits for, so that late news of something else is not taken for it.
+    turn: u64,
+    waiting: Option<PullId>,
+    over: bool,
+}
+
+/// A request of containerd to its mirror.
+#[derive(Debug)]
+pub(super) struct Pull {
+    client: usize,
+    tag: Option<String>,
+    digest: Option<Digest>,
+    /// Where in the content the requested body begins.
+    offset: u64,
+    attempts: BTreeMap<AttemptId, Attempt>,
+    forwarding: Option<AttemptId>,
+    /// Bytes of the body given to the client.
+    sent: u64,
+}
+
+#[derive(Debug)]
+struct Attempt {
+    holder: Index,
+    holder_life: u64,
+    /// What the holder sends in all, and how much of it has come.
+    body_bytes: u64,
+    came: u64,
+}
+
+impl Pull {
+    pub(super) fn cancel(&mut self, attempt: AttemptId) {
+        self.attempts.remove(&attempt);
+        if self.forwarding == Some(attempt) {
+            self.forwarding = None;
+        }
+    }
+}
+
+impl World<'_> {
+    // --- containerd ---------------------------------------------------------------------------
+
+    pub(super) fn begin_client(&mut self, index: usize) {
+        let plan = &self.plan.pulls[index];
+        let node = self.machines.iter().position(|machine| machine.name == plan.node);
+        let node = node.expect("a scenario's pulls name its own nodes");
+        let image = self.plan.images.iter().position(|image| image.name == plan.image);
+        let image = image.expect("a scenario's pulls name its own images");
+        if !self.machines[node].powered {
+            return;
+        }
+        self.note(node, &format!("pull {}", plan.image));
+        let client = Client {
+            node,
+            image,
+            began: self.now,
+            tried_at: self.now,
+            tries: 1,
+            step: 0,
+            got: 0,
+            spoilt: false,
+            resumes: 0,
+            turn: 0,
+            waiting: None,
+            over: false,
+        };
+        self.clients.push(client);
+        self.advance(self.clients.len() - 1, 0);
+    }
+
+    fn wanted(&self, client: &Client) -> Option<Descriptor> {
+        let image = &self.plan.images[client.image];
+        match client.step {
+            0 => Some(image.manifest.clone()),
+            step => image.blobs.get(step - 1).cloned(),
+        }
+    }
+
+    fn again(&mut self, client: usize, delay: Duration) {
+        self.clients[client].turn += 1;
+        let turn = self.clients[client].turn;
+        self.after(delay, Event::Client { client, turn });
+    }
+
+    /// The next step of a pull.
+    pub(super) fn advance(&mut self, client: usize, turn: u64) {
+        let it = &self.clients[client];
+        if it.over || it.turn != turn {
+            return;
+        }
+        let node = it.node;
+        let machine = &self.machines[node];
+        if !machine.containerd.is_running() {
+            return self.again(client, CONTAINERD_POLL);
+        }
+        let Some(wanted) = self.wanted(it) else { return self.complete(client) };
+        if it.step > 0 && machine.containerd.has(&[wanted.digest]) {
+            self.clients[client].step += 1;
+            return self.again(client, Duration::ZERO);
+        }
+        let image = &self.plan.images[it.image];
+        let tag = (it.step == 0).then(|| image.name.clone());
+        let digest = if tag.is_some() { None } else { Some(wanted.digest) };
+        let offset = it.got;
+        let kind = if it.step == 0 { PullKind::Manifest } else { PullKind::Blob };
+        if it.resumes >= RESUMES_MAX {
+            return self.fail(client, "a body ended early too often without progress");
+        }
+        let Some(process) = &mut self.machines[node].process else { return self.go_upstream(client) };
+        let local = tag.as_ref().map_or(digest, |tag| process.tags.get(tag).copied());
+        if local.is_some_and(|local| process.sizes.contains_key(&local)) {
+            return self.commit(client);
+        }
+        process.next_pull += 1;
+        let pull = PullId(process.next_pull);
+        let key = tag.as_ref().map_or_else(|| Key::of_digest(&wanted.digest), |tag| Key::of(tag));
+        let (attempts, forwarding) = (BTreeMap::new(), None);
+        process.pulls.insert(pull, Pull { client, tag, digest, offset, attempts, forwarding, sent: 0 });
+        self.clients[client].waiting = Some(pull);
+        self.clients[client].turn += 1;
+        self.handle(node, Input::PullRequested { pull, key, digest, kind, whole: offset == 0 });
+    }
+
+    /// The content is here in whole.
+    fn commit(&mut self, client: usize) {
+        let it = &mut self.clients[client];
+        it.waiting = None;
+        it.resumes = 0;
+        it.got = 0;
+        if std::mem::take(&mut it.spoilt) {
+            return self.fail(client, "wrong bytes");
+        }
+        let node = it.node;
+        let Some(wanted) = self.wanted(&self.clients[client]) else { return };
+        let content = self.plan.images[self.clients[client].image].content(&wanted.digest).cloned();
+        let news = self.machines[node].containerd.store(wanted.digest, content.unwrap_or_default());
+        self.tell(node, news);
+        self.clients[client].step += 1;
+        self.again(client, NEWS_LATENCY);
+    }
+
+    fn complete(&mut self, client: usize) {
+        let it = &self.clients[client];
+        let (node, image) = (it.node, &self.plan.images[it.image]);
+        let news = self.machines[node].containerd.name_image(&image.name, image.manifest.clone());
+        self.tell(node, news);
+        self.end_client(client, None);
+    }
+
+    fn fail(&mut self, client: usize, cause: &str) {
+        let it = &mut self.clients[client];
+        (it.step, it.got, it.resumes, it.waiting) = (0, 0, 0, None);
+        if it.tries >= TRIES_MAX {
+            return self.end_client(client, Some(cause.to_owned()));
+        }
+        it.tries += 1;
+        it.tried_at = self.now + RETRY_DELAY;
+        self.note(self.clients[client].node, &format!("pull failed, again later: {cause}"));
+        self.again(client, RETRY_DELAY);
+    }
+
+    fn end_client(&mut self, client: usize, error: Option<String>) {
+        let it = &mut self.clients[client];
+        it.over = true;
+        let (node, image) = (it.node, self.plan.images[it.image].name.clone());
+        let pulled = Pulled {
+            node: self.machines[node].name.clone(),
+            image,
+            at: it.began,
+            took: self.now.saturating_sub(it.tried_at),
+            tries: it.tries,
+            error,
+        };
+        self.trace.note(self.now, &pulled.node, &format!("pulled {pulled:?}"));
+        self.outcome.pulls.push(pulled);
+    }
+
+    fn go_upstream(&mut self, client: usize) {
+        let it = &mut self.clients[client];
+        it.waiting = None;
+        it.turn += 1;
+        let turn = it.turn;
+        self.after(UPSTREAM_LATENCY, Event::Upstream { client, turn });
+    }
+
+    pub(super) fn arrive_upstream(&mut self, client: usize, turn: u64) {
+        let it = &self.clients[client];
+        if it.over || it.turn != turn {
+            return;
+        }
+        self.outcome.upstream_requests += 1;
+        if self.upstream_cut { self.fail(client, "the registry is cut off") } else { self.commit(client) }
+    }
+
+    /// The mirror's process is gone: containerd's requests to it fail, and it goes upstream.
+    pub(super) fn orphan_clients(&mut self, node: Index) {
+        for client in 0..self.clients.len() {
+            let it = &mut self.clients[client];
+            if it.node == node && !it.over && it.waiting.take().is_some() {
+                self.again(client, NEWS_LATENCY);
+            }
+        }
+    }
+
+    /// The machine is gone, its pulls with it.
+    pub(super) fn lose_clients(&mut self, node: Index) {
+        for client in self.clients.iter_mut().filter(|client| client.node == node) {
+            client.over = true;
+        }
+    }
+
+    // --- orders of the core ---------------------------------------------------------------------
+
+    pub(super) fn refuse(&mut self, node: Index, pull: PullId) {
+        let process = self.machines[node].process.as_mut();
+        let Some(pull) = process.and_then(|process| process.pulls.remove(&pull)) else { return };
+        self.go_upstream(pull.client);
+    }
+
+    pub(super) fn truncate(&mut self, node: Index, pull: PullId) {
+        let process = self.machines[node].process.as_mut();
+        let Some(pull) = process.and_then(|process| process.pulls.remove(&pull)) else { return };
+        let it = &mut self.clients[pull.client];
+        it.resumes = if pull.sent > 0 { 0 } else { it.resumes + 1 };
+        it.got += pull.sent;
+        it.waiting = None;
+        self.again(pull.client, NEWS_LATENCY);
+    }
+
+    pub(super) fn ask(&mut self, node: Index, pull: PullId, attempt: AttemptId, peer: &PeerId, skip: u64) {
+        let life = self.machines[node].life;
+        let Some(holder) = self.by_peer.get(peer).copied() else { return };
+        self.outcome.fetches.push((self.now, self.machines[holder].name.clone()));
+        let process = self.machines[node].process.as_mut();
+        if let Some(pull) = process.and_then(|process| process.pulls.get_mut(&pull)) {
+            pull.attempts.insert(attempt, Attempt { holder, holder_life: 0, body_bytes: 0, came: 0 });
+        }
+        // A connection, then the request.
+        let delay = self.latency() + self.latency() + self.latency();
+        self.after(delay, Event::Ask { node, life, pull, attempt, holder, skip });
+    }
+
+    pub(super) fn arrive_ask(
+        &mut self,
+        node: Index,
+        life: u64,
+        pull: PullId,
+        attempt: AttemptId,
+        holder: Index,
+        skip: u64,
+    ) {
+        match self.reach(node, holder) {
+            Reach::Open => {}
+            Reach::Silent => return,
+            Reach::Later(at) => return self.at(at, Event::Ask { node, life, pull, attempt, holder, skip }),
+            Reach::Refused => {
+                let input = Input::FetchFailed { pull, attempt, cause: FetchError::Connect };
+                let latency = self.latency();
+                return self.after(latency, Event::Input { node, life, input });
+            }
+        }
+        if self.machines[node].life != life {
+            return;
+        }
+        let (holder_life, served) = (self.machines[holder].life, self.served(node, pull, holder));
+        let process = self.machines[node].process.as_mut();
+        let Some(it) = process.and_then(|process| process.pulls.get_mut(&pull)) else { return };
+        let Some(asked) = it.attempts.get_mut(&attempt) else { return };
+        let input = match served {
+            Some(size) => {
+                asked.holder_life = holder_life;
+                asked.body_bytes = size.saturating_sub(it.offset + skip);
+                Input::FetchAnswered { pull, attempt, body_bytes: asked.body_bytes }
+            }
+            None => Input::FetchFailed { pull, attempt, cause: FetchError::NotFound },
+        };
+        let latency = self.latency();
+        self.after(latency, Event::Input { node, life, input });
+    }
+
+    /// The size of what a pull wants, if the holder serves it.
+    fn served(&self, node: Index, pull: PullId, holder: Index) -> Option<u64> {
+        let it = self.machines[node].process.as_ref()?.pulls.get(&pull)?;
+        let process = self.machines[holder].process.as_ref()?;
+        let digest = match &it.tag {
+            Some(tag) => *process.tags.get(tag)?,
+            None => it.digest?,
+        };
+        let size = process.sizes.get(&digest)?;
+        self.machines[holder].containerd.has(&[digest]).then_some(*size)
+    }
+
+    pub(super) fn forward(&mut self, node: Index, pull: PullId, attempt: AttemptId, interval: Duration) {
+        let life = self.machines[node].life;
+        let process = self.machines[node].process.as_mut();
+        let Some(it) = process.and_then(|process| process.pulls.get_mut(&pull)) else { return };
+        it.forwarding = Some(attempt);
+        let Some(body) = it.attempts.get(&attempt) else { return };
+        let (holder, left) = (body.holder, body.body_bytes);
+        let delay = self.flow_time(holder, left).min(interval);
+        self.after(delay, Event::Body { node, life, pull, attempt, interval });
+    }
+
+    fn flow_time(&self, holder: Index, bytes: u64) -> Duration {
+        let rate = self.machines[holder].bytes_per_second.max(1);
+        // Rounded up, lest the last byte never comes.
+        Duration::from_micros(bytes.saturating_mul(1_000_000) / rate + 1)
+    }
+
+    /// Some of a body has flowed, or ought to have.
+    pub(super) fn flow(
+        &mut self,
+        node: Index,
+        life: u64,
+        pull: PullId,
+        attempt: AttemptId,
+        interval: Duration,
+    ) {
+        if self.machines[node].life != life {
+            return;
+        }
+        let process = self.machines[node].process.as_ref();
+        let Some(it) = process.and_then(|process| process.pulls.get(&pull)) else { return };
+        if it.forwarding != Some(attempt) {
+            return;
+        }
+        let Some(body) = it.attempts.get(&attempt) else { return };
+        let (holder, holder_life, left) = (body.holder, body.holder_life, body.body_bytes - body.came);
+        if matches!(self.reach(node, holder), Reach::Silent | Reach::Later(_)) {
+            self.handle(node, Input::FetchProgressed { pull, attempt, bytes: 0, starved: interval });
+            return self.after(interval, Event::Body { node, life, pull, attempt, interval });
+        }
+        if self.machines[holder].life != holder_life {
+            let input = Input::FetchFailed { pull, attempt, cause: FetchError::Interrupted };
+            return self.handle(node, input);
+        }
+        let full = self.flow_time(holder, left);
+        let bytes = if full <= interval {
+            left
+        } else {
+            let rate = u128::from(self.machines[holder].bytes_per_second);
+            u64::try_from(rate * interval.as_micros() / 1_000_000).unwrap_or(left).clamp(1, left)
+        };
+        let corrupt = self.machines[holder].corrupt;
+        let process = self.machines[node].process.as_mut();
+        let Some(it) = process.and_then(|process| process.pulls.get_mut(&pull)) else { return };
+        it.sent += bytes;
+        let client = it.client;
+        if let Some(body) = it.attempts.get_mut(&attempt) {
+            body.came += bytes;
+        }
+        self.clients[client].spoilt |= corrupt && bytes > 0;
+        if bytes < left {
+            // It is always the holder that is waited for: clients here take what comes at once.
+            self.handle(node, Input::FetchProgressed { pull, attempt, bytes, starved: interval });
+            let delay = self.flow_time(holder, left - bytes).min(interval);
+            return self.after(delay, Event::Body { node, life, pull, attempt, interval });
+        }
+        if let Some(process) = &mut self.machines[node].process {
+            process.pulls.remove(&pull);
+        }
+        self.handle(node, Input::FetchCompleted { pull, attempt, bytes });
+        self.commit(client);
+    }
+}

@@ -1,0 +1,265 @@
+//! Faults of every kind, then healing, then a deadline by which all must be well: at the end of
+//! each run views must agree, and pulls must have gone well although the registry was cut off.
+
+use std::time::Duration;
+
+use spegel_core::Notice;
+
+use crate::{
+    fault::Fault,
+    image::Image,
+    incidents,
+    scenario::{Outcome, Scenario},
+};
+
+/// The image that most scenarios are about.
+const IMAGE: &str = "registry.test/app:1";
+
+/// Bytes of each layer.
+const LAYER_BYTES: usize = 100_000;
+
+/// A scenario and the name under which it is replayed.
+pub type Named = (&'static str, fn() -> Scenario);
+
+/// Scenarios that are no incidents.
+const OTHERS: &[Named] = &[
+    ("partition_and_merge", partition_and_merge),
+    ("rolling_restart", rolling_restart),
+    ("frozen_process", frozen_process),
+    ("slow_peer", slow_peer),
+    ("corrupting_peer", corrupting_peer),
+    ("lossy_control", lossy_control),
+    ("owner_restarts_empty", owner_restarts_empty),
+    ("containerd_flaps", containerd_flaps),
+    ("garbage_collection", garbage_collection),
+    ("upstream_down", upstream_down),
+    ("flash_crowd", flash_crowd),
+    ("idle_cluster", idle_cluster),
+];
+
+/// Every scenario there is, for replay by name.
+pub fn all() -> impl Iterator<Item = Named> {
+    incidents::ALL.iter().chain(OTHERS).copied()
+}
+
+/// The scenario of this name.
+#[must_use]
+pub fn named(name: &str) -> Option<Scenario> {
+    all().find(|(known, _)| *known == name).map(|(_, scenario)| scenario())
+}
+
+const fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+fn name(n: usize) -> String {
+    format!("n{n}")
+}
+
+/// `nodes` nodes, the first `holders` of which have the image; the registry is cut off.
+fn cluster(scenario: &'static str, ends_at: Duration, nodes: usize, holders: usize) -> Scenario {
+    let scenario = Scenario::new(scenario, ends_at)
+        .nodes(nodes)
+        .image(Image::new(IMAGE, 2, LAYER_BYTES, 1))
+        .fault(Duration::ZERO, Fault::CutUpstream);
+    (1..=holders).fold(scenario, |scenario, n| scenario.preload(&name(n), IMAGE))
+}
+
+/// Every pull went well at the first try.
+fn expect_first_tries(outcome: &Outcome, count: usize, longest: Duration) -> Result<(), String> {
+    outcome.expect_pulls(count, longest)?;
+    match outcome.pulls.iter().find(|pull| pull.tries > 1) {
+        Some(pull) => Err(format!("a pull had to be tried again: {pull:?}")),
+        None => Ok(()),
+    }
+}
+
+/// Two halves, each with a holder, are apart for a minute, and go on serving their own. A minute
+/// after the network is whole so is the cluster.
+#[must_use]
+pub fn partition_and_merge() -> Scenario {
+    let (left, right): (Vec<_>, Vec<_>) = (1..=12).map(name).partition(|name| name.len() == 2);
+    // n1..n9 and n10..n12.
+    let right_holder = "n10";
+    cluster("partition_and_merge", seconds(140), 12, 1)
+        .light()
+        .preload(right_holder, IMAGE)
+        .fault(seconds(10), Fault::Partition { left, right })
+        .pull(seconds(40), "n5", IMAGE)
+        .pull(seconds(40), "n11", IMAGE)
+        .fault(seconds(70), Fault::Repair)
+        .pull(seconds(130), "n6", IMAGE)
+        .pull(seconds(130), "n12", IMAGE)
+        .expect(|outcome| expect_first_tries(outcome, 4, seconds(2)))
+}
+
+/// Each of ten nodes is restarted, one after the other, while pods start.
+#[must_use]
+pub fn rolling_restart() -> Scenario {
+    let mut scenario = cluster("rolling_restart", seconds(100), 10, 5).light();
+    for n in 1..=10 {
+        let at = seconds(10 + 5 * n as u64);
+        scenario = scenario
+            .fault(at, Fault::Stop { node: name(n) })
+            .fault(at + seconds(2), Fault::Start { node: name(n) });
+    }
+    for n in 6..=10 {
+        // Not while its own mirror is away.
+        let at = Duration::from_millis(15_000 + 4_900 * (n as u64 - 5));
+        scenario = scenario.pull(at, &name(n), IMAGE);
+    }
+    scenario.expect(|outcome| expect_first_tries(outcome, 5, seconds(2)))
+}
+
+/// One of two holders is paused for eight seconds, long enough to be declared dead, and wakes.
+#[must_use]
+pub fn frozen_process() -> Scenario {
+    cluster("frozen_process", seconds(60), 6, 2)
+        .light()
+        .fault(seconds(10), Fault::Freeze { node: name(1), pause: seconds(8) })
+        .pull(Duration::from_millis(10_100), "n3", IMAGE)
+        .pull(seconds(12), "n4", IMAGE)
+        .pull(Duration::from_millis(18_001), "n1", IMAGE)
+        .pull(seconds(55), "n5", IMAGE)
+        .expect(|outcome| expect_first_tries(outcome, 4, seconds(3)))
+}
+
+/// One of two holders sends five hundred times slower than the other.
+#[must_use]
+pub fn slow_peer() -> Scenario {
+    let big = "registry.test/big:1";
+    let mut scenario = cluster("slow_peer", seconds(60), 6, 0)
+        .light()
+        .image(Image::new(big, 1, 20_000_000, 2))
+        .preload("n1", big)
+        .preload("n2", big)
+        .fault(Duration::ZERO, Fault::Slow { node: name(1), bytes_per_second: 100_000 });
+    for n in 3..=6 {
+        scenario = scenario.pull(seconds(10 + 10 * (n as u64 - 3)), &name(n), big);
+    }
+    // At the slow one's rate it would be two hundred seconds.
+    scenario.expect(|outcome| outcome.expect_pulls(4, seconds(10)))
+}
+
+/// One of two holders serves wrong bytes. containerd notices; the pull that had them fails, and
+/// goes well when it is tried again. With everything that is real.
+#[must_use]
+pub fn corrupting_peer() -> Scenario {
+    let mut scenario = cluster("corrupting_peer", seconds(100), 6, 2)
+        .tick(Duration::from_millis(5))
+        .fault(seconds(5), Fault::Corrupt { node: name(1) });
+    for n in 3..=6 {
+        scenario = scenario.pull(seconds(5 + n as u64), &name(n), IMAGE);
+    }
+    scenario.expect(|outcome| {
+        outcome.expect_pulls(4, seconds(3))?;
+        let failed = outcome.pulls.iter().any(|pull| pull.tries > 1);
+        let shunned = outcome.notices.iter().any(|(_, _, it)| matches!(it, Notice::PeerShunned { .. }));
+        if failed && !shunned { Err("nobody shunned the peer with wrong bytes".to_owned()) } else { Ok(()) }
+    })
+}
+
+/// For a minute a fifth of all control messages is lost, a fifth of the rest doubled, a fifth of
+/// what is left late by up to three seconds. Pulls may go without the cluster's help, late they
+/// may not be; half a minute later all is well.
+#[must_use]
+pub fn lossy_control() -> Scenario {
+    let mut scenario = cluster("lossy_control", seconds(110), 10, 3)
+        .light()
+        .fault(seconds(10), Fault::Lossy { percent: 20 })
+        .fault(seconds(70), Fault::Lossy { percent: 0 });
+    for n in 4..=9 {
+        scenario = scenario.pull(seconds(15 + 5 * n as u64), &name(n), IMAGE);
+    }
+    scenario.pull(seconds(100), "n10", IMAGE).expect(|outcome| outcome.expect_pulls(7, seconds(5)))
+}
+
+/// Owners of the image's keys are killed and come back at once, with nothing: whoever asks them
+/// must not be told that nobody has it.
+#[must_use]
+pub fn owner_restarts_empty() -> Scenario {
+    let mut scenario = cluster("owner_restarts_empty", seconds(60), 8, 1).light();
+    for n in 2..=7 {
+        let at = seconds(10 + 3 * n as u64);
+        scenario = scenario
+            .fault(at, Fault::Crash { node: name(n) })
+            .fault(at + Duration::from_millis(300), Fault::Start { node: name(n) })
+            .pull(at + Duration::from_millis(1500), &name(n), IMAGE);
+    }
+    scenario.pull(seconds(33), "n8", IMAGE).expect(|outcome| expect_first_tries(outcome, 7, seconds(2)))
+}
+
+/// The containerd of a holder comes and goes; that of a node that pulls, too.
+#[must_use]
+pub fn containerd_flaps() -> Scenario {
+    let mut scenario = cluster("containerd_flaps", seconds(120), 5, 1).light();
+    for turn in 0..5 {
+        let at = seconds(10 + 15 * turn);
+        for node in ["n1", "n2"] {
+            scenario = scenario
+                .fault(at, Fault::StopContainerd { node: node.to_owned() })
+                .fault(at + seconds(7), Fault::StartContainerd { node: node.to_owned() });
+        }
+    }
+    scenario
+        .pull(seconds(12), "n2", IMAGE)
+        .pull(seconds(14), "n3", IMAGE)
+        .pull(seconds(100), "n4", IMAGE)
+        .expect(|outcome| outcome.expect_pulls(3, seconds(10)))
+}
+
+/// Holders delete the image while others pull it from them; there is always one that has it.
+#[must_use]
+pub fn garbage_collection() -> Scenario {
+    let mut scenario = cluster("garbage_collection", seconds(60), 8, 4).light();
+    for n in 1..=3 {
+        let at = seconds(10) + Duration::from_millis(7 * n as u64);
+        scenario = scenario.fault(at, Fault::DeleteImage { node: name(n), image: IMAGE.to_owned() });
+    }
+    for n in 5..=8 {
+        scenario = scenario.pull(seconds(10) + Duration::from_millis(3 * n as u64), &name(n), IMAGE);
+    }
+    scenario.expect(|outcome| expect_first_tries(outcome, 4, seconds(2)))
+}
+
+/// Nobody has the image, and the registry is away for half a minute: pulls fail at once, and go
+/// well as soon as they are tried again; the registry is then asked by few.
+#[must_use]
+pub fn upstream_down() -> Scenario {
+    let mut scenario =
+        cluster("upstream_down", seconds(90), 6, 0).light().fault(seconds(40), Fault::RestoreUpstream);
+    for n in 1..=6 {
+        scenario = scenario.pull(seconds(20) + Duration::from_millis(500 * n as u64), &name(n), IMAGE);
+    }
+    scenario.expect(|outcome| outcome.expect_pulls(6, seconds(2)))
+}
+
+/// Two hundred nodes pull an image that one of them has, within a second.
+#[must_use]
+pub fn flash_crowd() -> Scenario {
+    let mut scenario = cluster("flash_crowd", seconds(9), 200, 1).light();
+    for n in 2..=200 {
+        scenario = scenario.pull(seconds(5) + Duration::from_millis(5 * n as u64), &name(n), IMAGE);
+    }
+    scenario.expect(|outcome| expect_first_tries(outcome, 199, seconds(3)))
+}
+
+/// Twenty nodes with some content and nothing to do.
+#[must_use]
+pub fn idle_cluster() -> Scenario {
+    cluster("idle_cluster", seconds(150), 20, 10).light().quiet_from(seconds(30)).expect(|outcome| {
+        for (node, work) in &outcome.work {
+            // Two minutes: a probe a second, gossip and reconciliation.
+            if work.sends > 120 * IDLE_SENDS_PER_SECOND_MAX {
+                return Err(format!("{node} talks too much for an idle node: {work:?}"));
+            }
+            if work.inspections + work.reads > 0 || work.lists > 1 || work.resolves > 1 {
+                return Err(format!("{node} does too much for an idle node: {work:?}"));
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Most control messages a second of a node to which nothing happens, in a cluster of any size.
+const IDLE_SENDS_PER_SECOND_MAX: u64 = 4;

@@ -1,0 +1,317 @@
+//! Runs a scenario on turmoil: the real core, the real registry and peer client, on a simulated
+//! network, each node a host with a runtime of its own.
+
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+
+use spegel_core::Report;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
+use turmoil::Sim;
+
+use crate::{
+    containerd::Containerd,
+    fault::{Dns, Fault},
+    image::Image,
+    invariant::{Watch, agreement},
+    node::{NodeParts, REGISTRY_PORT, Resolver, elapsed, lock, peer_of},
+    puller::{Upstream, pull},
+    scenario::{NodePlan, Outcome, PullPlan, Pulled, Scenario},
+    trace::Trace,
+};
+
+/// Longest that a message travels between two nodes, if a step of time is not longer.
+const LATENCY_MAX: Duration = Duration::from_millis(4);
+
+/// Connections that may wait to be accepted; turmoil panics beyond.
+const BACKLOG: usize = 4096;
+
+/// How often the kubelet tries, and how long after a failure.
+const TRIES_MAX: u32 = 4;
+const RETRY_DELAY: Duration = Duration::from_secs(10);
+
+/// How often invariants that are not events are checked.
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Runs a scenario from a seed.
+#[must_use]
+pub fn run(plan: &Scenario, seed: u64, trace: Trace) -> Outcome {
+    World::new(plan, seed, trace).run()
+}
+
+struct World<'a> {
+    plan: &'a Scenario,
+    sim: Sim<'a>,
+    nodes: Vec<NodeParts>,
+    upstream: Upstream,
+    trace: Trace,
+    watch: Arc<Mutex<Watch>>,
+    pulls: Arc<Mutex<Vec<Pulled>>>,
+    ready: Arc<Mutex<Vec<(String, Duration)>>>,
+    reports: Arc<Mutex<BTreeMap<String, Report>>>,
+    /// What was frozen, and until when.
+    thaws: Vec<(Duration, String)>,
+}
+
+impl<'a> World<'a> {
+    fn new(plan: &'a Scenario, seed: u64, trace: Trace) -> Self {
+        let Dns::List { stale } = plan.dns else {
+            panic!("{}: a Service with a virtual address needs the light driver", plan.name)
+        };
+        let (dns, watch) = (Resolver::stale_by(stale), Arc::new(Mutex::new(Watch::new(plan.quiet_from))));
+        let (pulls, ready, upstream) = (Arc::default(), Arc::default(), Upstream::default());
+        let (notices, fetches) = (Arc::default(), Arc::default());
+        let reports: Arc<Mutex<BTreeMap<String, Report>>> = Arc::default();
+        let mut sim = turmoil::Builder::new()
+            .rng_seed(seed)
+            .epoch(SystemTime::UNIX_EPOCH)
+            .tick_duration(plan.tick)
+            .simulation_duration(plan.ends_at * 2)
+            .min_message_latency(Duration::ZERO)
+            .max_message_latency(LATENCY_MAX)
+            .tcp_capacity(BACKLOG)
+            .build();
+        let mut nodes = Vec::new();
+        for node in &plan.nodes {
+            let parts = NodeParts {
+                name: node.name.clone(),
+                seed,
+                containerd: Containerd::default(),
+                dns: dns.clone(),
+                trace: trace.clone(),
+                watch: Arc::clone(&watch),
+                ready: watch::channel(false).0,
+                notices: Arc::clone(&notices),
+                fetches: Arc::clone(&fetches),
+                running: Arc::default(),
+            };
+            for (_, image) in plan.preloads.iter().filter(|(name, _)| *name == node.name) {
+                parts.containerd.preload(&plan.images[*image]);
+            }
+            nodes.push(parts.clone());
+            let host = Host {
+                plan: node.clone(),
+                pulls: plan.pulls.iter().filter(|pull| pull.node == node.name).cloned().collect(),
+                images: plan.images.clone(),
+                upstream: upstream.clone(),
+                pulled: Arc::clone(&pulls),
+                became_ready: Arc::clone(&ready),
+            };
+            sim.host(node.name.as_str(), move || host.clone().run(parts.clone()));
+        }
+        let (ends_at, collected, running) = (plan.ends_at, Arc::clone(&reports), nodes.clone());
+        sim.client("scenario", async move {
+            sleep(ends_at.saturating_sub(elapsed())).await;
+            for node in running {
+                let handle = lock(&node.running).clone();
+                let Some(handle) = handle else { continue };
+                if let Some(report) = handle.reports.report().await {
+                    lock(&collected).insert(node.name, report);
+                }
+            }
+            Ok(())
+        });
+        Self { plan, sim, nodes, upstream, trace, watch, pulls, ready, reports, thaws: Vec::new() }
+    }
+
+    fn run(mut self) -> Outcome {
+        let mut faults = self.plan.faults.clone();
+        faults.sort_by_key(|(at, _)| *at);
+        let (mut next, mut checked_at) = (0, Duration::ZERO);
+        let error = loop {
+            let now = self.sim.elapsed();
+            while let Some((_, fault)) = faults.get(next).filter(|(at, _)| *at <= now) {
+                if let Err(unsupported) = self.commit_fault(now, fault) {
+                    panic!("{}: {unsupported}", self.plan.name);
+                }
+                next += 1;
+            }
+            self.thaw(now);
+            if checked_at + CHECK_INTERVAL <= now {
+                checked_at = now;
+                lock(&self.watch).check(now);
+            }
+            if let Some(what) = lock(&self.watch).violation() {
+                break Some(what.to_owned());
+            }
+            match self.sim.step() {
+                Ok(false) => {}
+                Ok(true) => break None,
+                Err(error) => break Some(error.to_string()),
+            }
+        };
+        drop(self.sim);
+        let reports = lock(&self.reports).clone();
+        for (name, report) in &reports {
+            lock(&self.watch).report(name, report);
+        }
+        let disagreement = if self.plan.agrees_at_end { agreement(&reports).err() } else { None };
+        let name_of = |peer| self.nodes.iter().find(|node| peer_of(&node.name) == peer);
+        let shared = self.nodes.first();
+        let fetches = shared.map(|node| lock(&node.fetches).clone()).unwrap_or_default();
+        let watch = lock(&self.watch);
+        let late_violation = watch.violation().map(str::to_owned);
+        Outcome {
+            trace: self.trace.clone(),
+            pulls: lock(&self.pulls).clone(),
+            ready: lock(&self.ready).clone(),
+            upstream_requests: self.upstream.requests(),
+            notices: shared.map(|node| lock(&node.notices).clone()).unwrap_or_default(),
+            work: watch.work(),
+            fetches: fetches
+                .into_iter()
+                .filter_map(|(at, peer)| Some((at, name_of(peer)?.name.clone())))
+                .collect(),
+            reports,
+            manifest_reads: self
+                .nodes
+                .iter()
+                .map(|node| (node.name.clone(), node.containerd.manifest_reads()))
+                .collect(),
+            error: error.or(late_violation).or(disagreement),
+        }
+    }
+
+    fn node(&self, name: &str) -> &NodeParts {
+        let found = self.nodes.iter().find(|node| node.name == name);
+        found.expect("a scenario's faults name its own nodes")
+    }
+
+    fn commit_fault(&mut self, now: Duration, fault: &Fault) -> Result<(), String> {
+        self.trace.note(now, "", &format!("{fault:?}"));
+        match fault {
+            Fault::Crash { node } => self.crash(now, node),
+            Fault::Vanish { node } => {
+                // A partition would refuse connections at once; this is silence.
+                self.with_others(node, |sim, other| sim.hold(node.as_str(), other));
+                self.crash(now, node);
+            }
+            Fault::Start { node } => self.sim.bounce(node.as_str()),
+            Fault::Freeze { node, pause } => {
+                self.with_others(node, |sim, other| sim.hold(node.as_str(), other));
+                lock(&self.watch).frozen(node, now + *pause);
+                self.thaws.push((now + *pause, node.clone()));
+            }
+            Fault::Partition { left, right } => {
+                lock(&self.watch).uneasy();
+                for left in left {
+                    for right in right {
+                        self.sim.partition(left.as_str(), right.as_str());
+                    }
+                }
+            }
+            Fault::Repair => {
+                for (index, one) in self.nodes.iter().enumerate() {
+                    for other in &self.nodes[index + 1..] {
+                        self.sim.repair(one.name.as_str(), other.name.as_str());
+                    }
+                }
+                lock(&self.watch).calm(now);
+            }
+            Fault::Corrupt { node } => self.node(node).containerd.corrupt(),
+            Fault::Slow { node, bytes_per_second } => {
+                self.node(node).containerd.slow_down(*bytes_per_second);
+            }
+            Fault::StartContainerd { node } => self.node(node).containerd.start(),
+            Fault::StopContainerd { node } => {
+                let containerd = &self.node(node).containerd;
+                containerd.tell_now(containerd.stop());
+            }
+            Fault::DeleteImage { node, image } => {
+                let containerd = &self.node(node).containerd;
+                containerd.tell_now(containerd.delete_image(image));
+                let mut watch = lock(&self.watch);
+                watch.disturbed(now);
+                watch.content_changed(now, node);
+            }
+            Fault::CutUpstream => self.upstream.set_cut(true),
+            Fault::RestoreUpstream => self.upstream.set_cut(false),
+            Fault::Stop { .. } | Fault::Lossy { .. } => {
+                return Err(format!("{fault:?} needs the light driver"));
+            }
+        }
+        Ok(())
+    }
+
+    fn crash(&mut self, now: Duration, node: &str) {
+        self.sim.crash(node);
+        let parts = self.node(node);
+        parts.containerd.forget_mirror();
+        *lock(&parts.running) = None;
+        lock(&self.watch).ended(now, node);
+    }
+
+    fn with_others(&self, node: &str, act: impl Fn(&Sim<'a>, &str)) {
+        for other in self.nodes.iter().filter(|other| other.name != node) {
+            act(&self.sim, &other.name);
+        }
+    }
+
+    fn thaw(&mut self, now: Duration) {
+        let (due, later) = std::mem::take(&mut self.thaws).into_iter().partition(|(at, _)| *at <= now);
+        self.thaws = later;
+        let due: Vec<(Duration, String)> = due;
+        for (_, node) in due {
+            self.with_others(&node, |sim, other| sim.release(node.as_str(), other));
+        }
+    }
+}
+
+/// What runs on one node besides the mirror: the kubelet that orders pulls.
+#[derive(Clone)]
+struct Host {
+    plan: NodePlan,
+    pulls: Vec<PullPlan>,
+    images: Vec<Image>,
+    upstream: Upstream,
+    pulled: Arc<Mutex<Vec<Pulled>>>,
+    became_ready: Arc<Mutex<Vec<(String, Duration)>>>,
+}
+
+impl Host {
+    async fn run(self, parts: NodeParts) -> turmoil::Result {
+        for plan in self.pulls.iter().filter(|plan| plan.at >= elapsed()).cloned() {
+            tokio::spawn(self.clone().pull(plan, parts.clone()));
+        }
+        let (mut ready, name, list) = (parts.ready.subscribe(), self.plan.name.clone(), self.became_ready);
+        tokio::spawn(async move {
+            if ready.wait_for(|ready| *ready).await.is_ok() {
+                let mut list = lock(&list);
+                if list.iter().all(|(known, _)| *known != name) {
+                    list.push((name, elapsed()));
+                }
+            }
+        });
+        sleep(self.plan.starts_at.saturating_sub(elapsed())).await;
+        parts.ready.send_replace(false);
+        Ok(parts.run().await?)
+    }
+
+    async fn pull(self, plan: PullPlan, parts: NodeParts) {
+        sleep(plan.at.saturating_sub(elapsed())).await;
+        parts.trace.note(elapsed(), &plan.node, &format!("pull {}", plan.image));
+        let image = self.images.iter().find(|image| image.name == plan.image);
+        let image = image.expect("a scenario's pulls name its own images");
+        let mirror = (Ipv4Addr::LOCALHOST, REGISTRY_PORT).into();
+        let mut tries = 1;
+        let (took, error) = loop {
+            let started = Instant::now();
+            let error = pull(image, &parts.containerd, &self.upstream, mirror).await.err();
+            lock(&parts.watch).content_changed(elapsed(), &plan.node);
+            if error.is_none() || tries == TRIES_MAX {
+                break (started.elapsed(), error.map(|error| error.to_string()));
+            }
+            tries += 1;
+            sleep(RETRY_DELAY).await;
+        };
+        let pulled = Pulled { node: plan.node, image: plan.image, at: plan.at, took, tries, error };
+        parts.trace.note(elapsed(), &pulled.node, &format!("pulled {pulled:?}"));
+        lock(&self.pulled).push(pulled);
+    }
+}

@@ -247,7 +247,7 @@ fn ours(place: &Path) -> Result<bool, HostsTomlError> {
     if !place.is_dir() {
         return Ok(false);
     }
-    Ok(files::read(&place.join(HOSTS_TOML))?.is_some_and(|content| is_ours(&content)))
+    Ok(files::read(&place.join(HOSTS_TOML))?.is_some_and(|content| text::is_ours(&content)))
 }
 
 /// Whether there is something that was not written by this program.
@@ -331,7 +331,7 @@ fn put_back(kept: &Path, place: &Path) -> Result<(), HostsTomlError> {
         return Ok(());
     }
     let is_hosts_toml = place.file_name().is_some_and(|name| name == HOSTS_TOML);
-    let replaceable = (is_hosts_toml && files::read(place)?.is_some_and(|content| is_ours(&content)))
+    let replaceable = (is_hosts_toml && files::read(place)?.is_some_and(|content| text::is_ours(&content)))
         || files::is_copy(place, kept)?;
     if replaceable {
         return files::rename(kept, place);

@@ -342,7 +342,7 @@ fn interrupted_run_is_continued() {
     ]);
     dir.configure(&["https://docker.io"], false);
     assert_eq!(dir.all(), ["_backup/docker.io/hosts.toml", "docker.io/hosts.toml"]);
-    assert!(is_ours(dir.read("docker.io/hosts.toml").as_bytes()));
+    assert!(text::is_ours(dir.read("docker.io/hosts.toml").as_bytes()));
     dir.put("docker.io/.spegel-hosts.toml", "half");
     dir.configure(&["https://docker.io"], false);
     dir.restore();

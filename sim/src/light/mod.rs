@@ -512,9 +512,7 @@ impl<'a> World<'a> {
             }
             Output::Reply { exchange, message } => self.reply(node, exchange, message),
             Output::Disconnect { .. } => {}
-            Output::Fetch { pull, attempt, peer, addr: _, skip } => {
-                self.ask(node, pull, attempt, &peer, skip)
-            }
+            Output::Fetch { pull, attempt, peer, skip, .. } => self.ask(node, pull, attempt, &peer, skip),
             Output::CancelFetch { pull, attempt } => {
                 if let Some(pull) = process.pulls.get_mut(&pull) {
                     pull.cancel(attempt);

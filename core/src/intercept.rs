@@ -45,7 +45,7 @@ pub(crate) struct Intercept {
     /// Images judged already: every pull gives an image two or three names.
     judged: Recent,
     waiting: VecDeque<(Instant, Digest)>,
-    /// Names of images whose content is being inspected.
+    /// Names of images that wait, or whose content is being inspected.
     inspected: BTreeMap<Digest, String>,
     bypassed_total: u64,
     bypassed_in_a_row: u64,
@@ -94,15 +94,10 @@ impl Intercept {
         let Ok(name) = image.name.parse::<ImageName>() else { return };
         let tag = name.tag.as_ref().map(ToString::to_string);
         let digest = target.digest;
-        // What is not mirrored need not be asked for here, and what was here before was not pulled.
+        // What is not mirrored need not be asked for here.
         let mirrored = self.filters.allows(&name.registry, name.repository.as_str(), tag.as_deref());
-        if !mirrored || !self.arrived.contains(now, &digest) || self.judged.contains(now, &digest) {
-            return;
-        }
-        self.judged.insert(now, digest);
-        if self.asked.contains(now, &digest) {
-            self.bypassed_in_a_row = 0;
-        } else if self.waiting.len() < WAITING_MAX {
+        let known = self.judged.contains(now, &digest) || self.inspected.contains_key(&digest);
+        if mirrored && !known && self.waiting.len() < WAITING_MAX {
             self.waiting.push_back((now + LABEL_DELAY, digest));
             self.inspected.insert(digest, image.name.clone());
         }
@@ -137,10 +132,22 @@ impl Intercept {
         self.bypassed_total
     }
 
-    /// Asks where images came from whose labels must be there by now.
+    /// Judges images whose labels must be there by now. By then it is also known whether their
+    /// content arrived with them: that news takes another way, and may come after the image's.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         while let Some((_, digest)) = self.waiting.pop_front_if(|(at, _)| *at <= now) {
-            self.events.push_back(Event::Inspect { digest });
+            // What was here before was not pulled.
+            if !self.arrived.contains(now, &digest) {
+                self.inspected.remove(&digest);
+                continue;
+            }
+            self.judged.insert(now, digest);
+            if self.asked.contains(now, &digest) {
+                self.inspected.remove(&digest);
+                self.bypassed_in_a_row = 0;
+            } else {
+                self.events.push_back(Event::Inspect { digest });
+            }
         }
     }
 
@@ -278,6 +285,18 @@ mod tests {
         assert_eq!(intercept.poll_event(), Some(Event::Inspect { digest: digest(1) }));
         intercept.on_inspected(now + LABEL_DELAY, &digest(1), &present(1, true));
         assert_eq!(intercept.bypassed_images(), 1);
+    }
+
+    #[test]
+    fn image_that_is_heard_of_before_its_content_is_judged_all_the_same() {
+        let (mut intercept, now) = (Intercept::new(Filters::default()), start());
+        intercept.on_image_changed(now, &image(1));
+        intercept.on_image_changed(now, &image(1));
+        intercept.on_blob_committed(now + LABEL_DELAY / 2, digest(1));
+        intercept.handle_timeout(now + LABEL_DELAY);
+        assert_eq!(intercept.poll_event(), Some(Event::Inspect { digest: digest(1) }));
+        intercept.on_inspected(now + LABEL_DELAY, &digest(1), &present(1, true));
+        assert_eq!((intercept.poll_event(), intercept.bypassed_images()), (None, 1));
     }
 
     #[test]

@@ -12,17 +12,23 @@ fn nodes_share(family: IpFamily, bootstrap: Bootstrap) {
     options.bootstrap = bootstrap;
     let cluster = Cluster::with_spegel(options);
     let [first, second, third] = cluster.nodes.as_slice() else { panic!("three nodes") };
-    let image = cluster.image(&ImageSpec::new("family", "1", &[mib(1), 1000]));
+    let index = ImageSpec::new("family/index", "1", &[mib(1), 1000]);
+    let lone = ImageSpec::new("family/lone", "1", &[mib(1), 1000]).single();
+    let images = [&index, &lone].map(|spec| cluster.image(spec));
+    let connections = cluster.upstream.connections();
     cluster.upstream.cut();
-    // The first node is the one the others bootstrapped from, so it is neither holder nor puller.
-    cluster.expect("import", second.import(&image));
-    cluster.expect("shared", third.wait_finds(&image, PATIENCE));
-    cluster.expect(
-        &format!("{family:?}, {bootstrap:?}: a pull from a peer"),
-        third.pull(Puller::Cri, &image.by_tag()),
-    );
-    cluster.expect("content", third.verify(&image));
-    cluster.expect("shared", first.wait_finds(&image, PATIENCE));
+    let what = format!("{family:?}, {bootstrap:?}: a pull from a peer");
+    for (image, by, name) in
+        [(&images[0], Puller::Cri, images[0].by_tag()), (&images[1], Puller::Ctr, images[1].by_digest())]
+    {
+        // The first node is the one the others bootstrapped from, so it is neither holder nor puller.
+        cluster.expect("import", second.import(image));
+        cluster.expect("shared", third.wait_finds(image, PATIENCE));
+        cluster.expect(&what, third.pull(by, &name));
+        cluster.expect("content", third.verify(image));
+        cluster.expect("shared", first.wait_finds(image, PATIENCE));
+    }
+    assert_eq!(cluster.upstream.connections(), connections, "{what}: 0 connections to the registry");
 }
 
 #[test]

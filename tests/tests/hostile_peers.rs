@@ -47,7 +47,10 @@ fn lie(lie: Lie, mut stream: TcpStream, image: &Image) {
         }
     }
     let request = String::from_utf8_lossy(&request).into_owned();
-    let asked = image.blobs.iter().find(|blob| request.contains(&blob.digest)).unwrap_or(&image.blobs[0]);
+    // Whoever resolves a tag is believed: nobody can check that. The liar lies about content.
+    let by_tag = || image.blobs.iter().find(|blob| blob.digest == image.digest);
+    let by_digest = image.blobs.iter().find(|blob| request.contains(&blob.digest));
+    let asked = by_digest.or_else(by_tag).expect("an image has a target");
     let head = |length: u64, digest: &str| {
         format!(
             "HTTP/1.1 200 OK\r\nContent-Type: {}\r\nContent-Length: {length}\r\nDocker-Content-Digest: {digest}\r\n\r\n",

@@ -69,7 +69,8 @@ fn lie(lie: Lie, mut stream: TcpStream, image: &Image) {
     };
     match lie {
         Lie::WrongDigest => {
-            let _ = stream.write_all(head(asked.size, OTHER_DIGEST).as_bytes());
+            let digest = if by_digest.is_some() { OTHER_DIGEST } else { &asked.digest };
+            let _ = stream.write_all(head(asked.size, digest).as_bytes());
             garbage(&mut stream, asked.size);
         }
         Lie::EndlessHeaders => {

@@ -26,6 +26,11 @@ const NODES_MAX: u8 = 200;
 /// How long a mirror may take until it is ready, where the test is not about that.
 const READY_MAX: Duration = Duration::from_secs(20);
 
+/// How long imported content may take to be found, where the test is not about that.
+const HELD_MAX: Duration = Duration::from_secs(20);
+/// Every holder has announced what it holds by then.
+const ANNOUNCED_BY_ALL: Duration = Duration::from_secs(1);
+
 static CLUSTERS: AtomicU32 = AtomicU32::new(0);
 /// One cluster at a time in a process: the figures are about time, and two clusters on two cores would
 /// measure each other.
@@ -172,6 +177,21 @@ impl Cluster {
     #[must_use]
     pub fn unpublished_image(&self, spec: &ImageSpec) -> Image {
         Image::build(&self.dir.join("images"), spec)
+    }
+
+    /// Publishes an image, imports it on some nodes, and waits until another can find all of it there.
+    #[must_use]
+    pub fn held_image(&self, spec: &ImageSpec, holders: &[&Node], finder: &Node) -> Image {
+        let image = self.image(spec);
+        for holder in holders {
+            self.expect("import", holder.import(&image));
+            let local = || holder.finds(&image.blob_path(&image.layers[0]));
+            self.expect("the holder knows", crate::wait_for("local", HELD_MAX, local));
+        }
+        self.expect("shared", finder.wait_finds(&image, HELD_MAX));
+        // The first holder may have answered for the others.
+        thread::sleep(ANNOUNCED_BY_ALL);
+        image
     }
 
     /// A directory for the test's own files, removed with the cluster.

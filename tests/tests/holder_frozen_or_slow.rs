@@ -4,7 +4,7 @@
 use std::thread;
 use std::time::Duration;
 
-use spegel_tests::{Cluster, ClusterOptions, Generation, Image, ImageSpec, Node, Puller, mib, wait_for};
+use spegel_tests::{Cluster, ClusterOptions, Generation, Image, ImageSpec, Node, Puller, mib};
 
 const NODE_MBIT: u32 = 100;
 const SLOW_MBIT: u32 = 1;
@@ -20,15 +20,7 @@ fn cluster() -> Cluster {
 
 fn hold(cluster: &Cluster, tag: &str) -> Image {
     let [first, second, puller] = cluster.nodes.as_slice() else { panic!("three nodes") };
-    let image = cluster.image(&ImageSpec::new("slow", tag, &[LAYER]).single());
-    for holder in [first, second] {
-        cluster.expect("import", holder.import(&image));
-        let local = || holder.finds(&image.blob_path(&image.layers[0]));
-        cluster.expect("the holder knows", wait_for("local", PATIENCE, local));
-    }
-    cluster.expect("shared", puller.wait_finds(&image, PATIENCE));
-    thread::sleep(Duration::from_secs(1));
-    image
+    cluster.held_image(&ImageSpec::new("slow", tag, &[LAYER]).single(), &[first, second], puller)
 }
 
 fn check(

@@ -22,18 +22,8 @@ fn cluster(nodes: u8, generation: Generation) -> Cluster {
     Cluster::with_spegel(options)
 }
 
-/// Imports an image on some nodes and waits until `puller` can find all of it.
 fn hold(cluster: &Cluster, tag: &str, holders: &[&Node], puller: &Node) -> Image {
-    let image = cluster.image(&ImageSpec::new("vanish", tag, &[LAYER]).single());
-    for holder in holders {
-        cluster.expect("import", holder.import(&image));
-        let local = || holder.finds(&image.blob_path(&image.layers[0]));
-        cluster.expect("the holder knows", wait_for("local", PATIENCE, local));
-    }
-    cluster.expect("shared", puller.wait_finds(&image, PATIENCE));
-    // Every holder has announced by then; the first may have answered for the others.
-    thread::sleep(Duration::from_secs(1));
-    image
+    cluster.held_image(&ImageSpec::new("vanish", tag, &[LAYER]).single(), holders, puller)
 }
 
 #[test]

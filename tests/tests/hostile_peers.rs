@@ -10,9 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use spegel_tests::{
-    Cluster, ClusterOptions, Generation, Image, ImageSpec, Node, Puller, ROUTER_PORT, mib, wait_for,
-};
+use spegel_tests::{Cluster, ClusterOptions, Generation, Image, ImageSpec, Node, Puller, ROUTER_PORT, mib};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const ADDED_MAX: Duration = Duration::from_secs(3);
@@ -114,15 +112,7 @@ fn replace_registry(node: &Node, what: Lie, image: &Image) -> Arc<AtomicU32> {
 
 fn hold(cluster: &Cluster, tag: &str, layers: &[u64]) -> Image {
     let [first, second, puller] = cluster.nodes.as_slice() else { panic!("three nodes") };
-    let image = cluster.image(&ImageSpec::new("hostile", tag, layers).single());
-    for holder in [first, second] {
-        cluster.expect("import", holder.import(&image));
-        let local = || holder.finds(&image.blob_path(&image.layers[0]));
-        cluster.expect("the holder knows", wait_for("local", PATIENCE, local));
-    }
-    cluster.expect("shared", puller.wait_finds(&image, PATIENCE));
-    thread::sleep(Duration::from_secs(1));
-    image
+    cluster.held_image(&ImageSpec::new("hostile", tag, layers).single(), &[first, second], puller)
 }
 
 fn liar_is_left(generation: Generation, what: Lie) {

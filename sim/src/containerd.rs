@@ -24,6 +24,9 @@ use crate::image::Image;
 /// How long containerd takes to answer anything.
 pub const LATENCY: Duration = Duration::from_millis(1);
 
+/// How long after it was committed pulled content gets the label that says where it came from.
+pub(crate) const LABEL_LATENCY: Duration = Duration::from_millis(5);
+
 /// One node's containerd. Clones are the same one; it outlives the mirror process.
 #[derive(Clone, Debug, Default)]
 pub struct Containerd(Arc<Mutex<State>>);
@@ -33,6 +36,8 @@ struct State {
     running: bool,
     images: BTreeMap<String, Descriptor>,
     blobs: BTreeMap<Digest, Bytes>,
+    /// Its `containerd.io/distribution.source` labels: registry and repository.
+    sources: BTreeMap<Digest, BTreeSet<(String, String)>>,
     /// Content whose file cannot be read.
     unreadable: BTreeSet<Digest>,
     manifest_reads: u64,
@@ -42,6 +47,7 @@ struct State {
     events: Option<mpsc::Sender<Input>>,
     corrupt: bool,
     bytes_per_second: Option<u64>,
+    bypasses_mirror: bool,
 }
 
 impl Containerd {
@@ -92,6 +98,17 @@ impl Containerd {
         self.state().bytes_per_second = Some(bytes_per_second);
     }
 
+    /// From now on its pulls go past the mirror, or no longer do.
+    pub fn bypass_mirror(&self, bypasses: bool) {
+        self.state().bypasses_mirror = bypasses;
+    }
+
+    /// Whether its pulls go past the mirror.
+    #[must_use]
+    pub fn bypasses_mirror(&self) -> bool {
+        self.state().bypasses_mirror
+    }
+
     /// How often manifests were read.
     #[must_use]
     pub fn manifest_reads(&self) -> u64 {
@@ -105,10 +122,27 @@ impl Containerd {
         if state.connected { vec![Input::BlobCommitted { digest }] } else { Vec::new() }
     }
 
-    /// Has an image from the beginning.
+    /// Labels pulled content with the repository that it came from.
+    pub fn label(&self, digest: &Digest, image: &Image) {
+        self.state().label(digest, image);
+    }
+
+    /// Puts an image there by hand, without a pull, and says what a connected mirror notices.
+    pub fn sideload(&self, image: &Image) -> Vec<Input> {
+        let contents = image.contents.iter();
+        let news = contents.flat_map(|(digest, content)| self.store(*digest, content.clone()));
+        let mut news: Vec<_> = news.collect();
+        news.extend(self.name_image(&image.name, image.manifest.clone()));
+        news
+    }
+
+    /// Has an image from the beginning: it was pulled before the scenario begins.
     pub fn preload(&self, image: &Image) {
         let mut state = self.state();
         state.blobs.extend(image.contents.iter().map(|(digest, content)| (*digest, content.clone())));
+        for digest in image.contents.keys() {
+            state.label(digest, image);
+        }
         state.unreadable.extend(image.unreadable.iter().copied());
         state.images.insert(image.name.clone(), image.manifest.clone());
     }
@@ -132,6 +166,7 @@ impl Containerd {
         let mut news = vec![Input::ImageDeleted { name: name.to_owned() }];
         for digest in garbage {
             state.blobs.remove(&digest);
+            state.sources.remove(&digest);
             news.push(Input::BlobRemoved { digest });
         }
         if state.connected { news } else { Vec::new() }
@@ -218,7 +253,7 @@ impl Containerd {
         let images = state.images.iter();
         let images =
             images.map(|(name, target)| ListedImage { name: name.clone(), target: Some(target.clone()) });
-        let contents = state.blobs.iter().map(|(digest, content)| listed(*digest, content));
+        let contents = state.blobs.iter().map(|(digest, content)| state.listed(*digest, content));
         Input::Listed(Listing { images: images.collect(), contents: contents.collect() })
     }
 
@@ -230,7 +265,7 @@ impl Containerd {
         state
             .blobs
             .get(digest)
-            .map_or(Inspection::Absent, |content| Inspection::Present(listed(*digest, content)))
+            .map_or(Inspection::Absent, |content| Inspection::Present(state.listed(*digest, content)))
     }
 
     fn read(&self, digest: &Digest) -> ManifestRead {
@@ -255,10 +290,19 @@ impl State {
         }
         tree
     }
-}
 
-fn listed(digest: Digest, content: &Bytes) -> ListedContent {
-    ListedContent { digest, size: content.len() as u64, sources: Vec::new() }
+    fn label(&mut self, digest: &Digest, image: &Image) {
+        if self.blobs.contains_key(digest) {
+            let (registry, repository, _) = image.parts();
+            let source = (registry.to_owned(), repository.to_owned());
+            self.sources.entry(*digest).or_default().insert(source);
+        }
+    }
+
+    fn listed(&self, digest: Digest, content: &Bytes) -> ListedContent {
+        let sources = self.sources.get(&digest).into_iter().flatten().cloned().collect();
+        ListedContent { digest, size: content.len() as u64, sources }
+    }
 }
 
 /// An open blob of the simulated content store.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rand::{RngExt as _, rngs::StdRng};
+
 /// Something done to the cluster at one moment.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Fault {
@@ -10,7 +12,7 @@ pub enum Fault {
         /// The node.
         node: String,
     },
-    /// The mirror is asked to end, says farewell, and ends. Light driver only.
+    /// The mirror is asked to end, says farewell, and ends.
     Stop {
         /// The node.
         node: String,
@@ -41,11 +43,8 @@ pub enum Fault {
     },
     /// Everything passes again.
     Repair,
-    /// Control messages are lost, doubled or late, each with this probability. Light driver only.
-    Lossy {
-        /// Of a hundred.
-        percent: u8,
-    },
+    /// From now on control messages fare like this; [`Lossy::NONE`] ends it.
+    Lossy(Lossy),
     /// From now on content served by this node has wrong bytes.
     Corrupt {
         /// The node.
@@ -75,10 +74,65 @@ pub enum Fault {
         /// The image.
         image: String,
     },
+    /// An image is put into containerd by hand, from a file: nobody pulled it.
+    Sideload {
+        /// The node.
+        node: String,
+        /// The image.
+        image: String,
+    },
+    /// From now on containerd's requests go past the mirror, as by a proxy in its environment.
+    BypassMirror {
+        /// The node.
+        node: String,
+    },
+    /// containerd asks the mirror (again).
+    UseMirror {
+        /// The node.
+        node: String,
+    },
     /// The registry is out of reach.
     CutUpstream,
     /// The registry is back.
     RestoreUpstream,
+    /// The registry answers 429 to whatever is more than so many requests a second.
+    ThrottleUpstream {
+        /// By all nodes together; `None` ends it.
+        requests_per_second: Option<usize>,
+    },
+}
+
+/// What becomes of control messages, each a request or a reply: probabilities of a hundred.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lossy {
+    /// Never arrives.
+    pub lost: u8,
+    /// Arrives twice.
+    pub doubled: u8,
+    /// Arrives up to three seconds later, after others that were sent after it.
+    pub late: u8,
+}
+
+/// Longest that a late message is late.
+const LATE_MAX_MS: u64 = 3000;
+
+impl Lossy {
+    /// Every message arrives, once, and soon.
+    pub const NONE: Self = Self { lost: 0, doubled: 0, late: 0 };
+
+    /// How much longer than others each copy of one message travels: none if it is lost.
+    pub(crate) fn travels(self, rng: &mut StdRng) -> Vec<Duration> {
+        let mut happens = |percent: u8| percent > 0 && rng.random_range(0..100) < percent;
+        if happens(self.lost) {
+            Vec::new()
+        } else if happens(self.doubled) {
+            vec![Duration::ZERO; 2]
+        } else if happens(self.late) {
+            vec![Duration::from_millis(rng.random_range(0..LATE_MAX_MS))]
+        } else {
+            vec![Duration::ZERO]
+        }
+    }
 }
 
 /// How nodes find each other at first.

@@ -162,8 +162,8 @@ fn expect_scaled_up(outcome: &Outcome, nodes: usize) -> Result<(), String> {
         return Err(format!("only {} of {nodes} nodes became ready", outcome.ready.len()));
     }
     outcome.expect_pulls(nodes, seconds(2))?;
-    // Manifest, config and three layers, once, by the first node.
-    outcome.expect_upstream(5)
+    // What the tag names, manifest, config and three layers, once, by the first node.
+    outcome.expect_upstream(6)
 }
 
 /// Eight nodes in the end, with everything that is real.

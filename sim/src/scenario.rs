@@ -18,6 +18,7 @@ use crate::{
     invariant::Work,
     light,
     trace::Trace,
+    upstream::UpstreamCounts,
     whole,
 };
 
@@ -87,8 +88,8 @@ pub struct Outcome {
     pub pulls: Vec<Pulled>,
     /// When each node became ready for the first time.
     pub ready: Vec<(String, Duration)>,
-    /// Requests that reached the registry.
-    pub upstream_requests: u64,
+    /// What reached the registry.
+    pub upstream: UpstreamCounts,
     /// What each node said, and when.
     pub notices: Vec<(Duration, String, Notice)>,
     /// What each node did since [`Scenario::quiet_from`].
@@ -322,8 +323,8 @@ impl Outcome {
     ///
     /// Unless the registry was asked at most so often.
     pub fn expect_upstream(&self, most: u64) -> Result<(), String> {
-        if self.upstream_requests > most {
-            return Err(format!("the registry was asked {} times, more than {most}", self.upstream_requests));
+        if self.upstream.requests > most {
+            return Err(format!("the registry was asked more than {most} times: {:?}", self.upstream));
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use spegel_core::Notice;
 
 use crate::{
-    fault::Fault,
+    fault::{Fault, Lossy},
     image::Image,
     incidents,
     scenario::{Outcome, Scenario},
@@ -166,8 +166,8 @@ pub fn corrupting_peer() -> Scenario {
 pub fn lossy_control() -> Scenario {
     let mut scenario = cluster("lossy_control", seconds(110), 10, 3)
         .light()
-        .fault(seconds(10), Fault::Lossy { percent: 20 })
-        .fault(seconds(70), Fault::Lossy { percent: 0 });
+        .fault(seconds(10), Fault::Lossy(Lossy { lost: 20, doubled: 20, late: 20 }))
+        .fault(seconds(70), Fault::Lossy(Lossy::NONE));
     for n in 4..=9 {
         scenario = scenario.pull(seconds(15 + 5 * n as u64), &name(n), IMAGE);
     }

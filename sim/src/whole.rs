@@ -20,10 +20,12 @@ use crate::{
     fault::{Dns, Fault},
     image::Image,
     invariant::{Watch, agreement},
+    kubelet::{TRIES_MAX, retry_delay},
     node::{NodeParts, REGISTRY_PORT, Resolver, elapsed, lock, peer_of},
-    puller::{Upstream, pull},
+    puller::pull,
     scenario::{NodePlan, Outcome, PullPlan, Pulled, Scenario},
     trace::Trace,
+    upstream::Upstream,
 };
 
 /// Longest that a message travels between two nodes, if a step of time is not longer.
@@ -31,10 +33,6 @@ const LATENCY_MAX: Duration = Duration::from_millis(4);
 
 /// Connections that may wait to be accepted; turmoil panics beyond.
 const BACKLOG: usize = 4096;
-
-/// How often the kubelet tries, and how long after a failure.
-const TRIES_MAX: u32 = 4;
-const RETRY_DELAY: Duration = Duration::from_secs(10);
 
 /// How often invariants that are not events are checked.
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);
@@ -161,7 +159,7 @@ impl<'a> World<'a> {
             trace: self.trace.clone(),
             pulls: lock(&self.pulls).clone(),
             ready: lock(&self.ready).clone(),
-            upstream_requests: self.upstream.requests(),
+            upstream: self.upstream.counts(),
             notices: shared.map(|node| lock(&node.notices).clone()).unwrap_or_default(),
             work: watch.work(),
             fetches: fetches
@@ -230,9 +228,18 @@ impl<'a> World<'a> {
                 watch.disturbed(now);
                 watch.content_changed(now, node);
             }
+            Fault::Sideload { node, image } => {
+                let image = self.plan.images.iter().find(|known| known.name == *image);
+                let image = image.expect("a scenario's faults name its own images");
+                let containerd = &self.node(node).containerd;
+                containerd.tell_now(containerd.sideload(image));
+            }
+            Fault::BypassMirror { node } => self.node(node).containerd.bypass_mirror(true),
+            Fault::UseMirror { node } => self.node(node).containerd.bypass_mirror(false),
             Fault::CutUpstream => self.upstream.set_cut(true),
             Fault::RestoreUpstream => self.upstream.set_cut(false),
-            Fault::Stop { .. } | Fault::Lossy { .. } => {
+            Fault::ThrottleUpstream { requests_per_second } => self.upstream.throttle(*requests_per_second),
+            Fault::Stop { .. } | Fault::Lossy(_) => {
                 return Err(format!("{fault:?} needs the light driver"));
             }
         }
@@ -307,8 +314,8 @@ impl Host {
             if error.is_none() || tries == TRIES_MAX {
                 break (started.elapsed(), error.map(|error| error.to_string()));
             }
+            sleep(retry_delay(tries)).await;
             tries += 1;
-            sleep(RETRY_DELAY).await;
         };
         let pulled = Pulled { node: plan.node, image: plan.image, at: plan.at, took, tries, error };
         parts.trace.note(elapsed(), &pulled.node, &format!("pulled {pulled:?}"));

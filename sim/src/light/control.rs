@@ -7,9 +7,6 @@ use spegel_core::{ExchangeId, Input, PeerId};
 
 use super::{Dns, Event, Index, Reach, VIP, World};
 
-/// Longest that a late message is late.
-const LATE_MAX_MS: u64 = 3000;
-
 impl World<'_> {
     /// Whom an address leads to.
     fn target(&mut self, node: Index, addr: SocketAddr) -> Option<Index> {
@@ -73,16 +70,8 @@ impl World<'_> {
 
     /// When a message arrives: once, never, or twice.
     fn travels(&mut self) -> Vec<Duration> {
-        let lossy = self.lossy_percent;
-        let mut travels = vec![self.latency()];
-        if self.percent(lossy) {
-            travels.clear();
-        } else if self.percent(lossy) {
-            travels.push(self.latency());
-        } else if self.percent(lossy) {
-            travels[0] += Duration::from_millis(self.rng.random_range(0..LATE_MAX_MS));
-        }
-        travels
+        let lateness = self.lossy.travels(&mut self.rng);
+        lateness.into_iter().map(|late| late + self.latency()).collect()
     }
 
     pub(super) fn arrive_request(

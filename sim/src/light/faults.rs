@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use spegel_core::Input;
 
-use super::{Event, Fault, Index, World};
+use super::{Event, Fault, Index, Lossy, World};
 
 impl World<'_> {
     fn index_of(&self, name: &str) -> Index {
@@ -43,8 +43,8 @@ impl World<'_> {
                 self.cuts.clear();
                 self.become_calm();
             }
-            Fault::Lossy { percent } => {
-                self.lossy_percent = *percent;
+            Fault::Lossy(lossy) => {
+                self.lossy = *lossy;
                 self.watch.uneasy();
                 self.become_calm();
             }
@@ -68,13 +68,23 @@ impl World<'_> {
                 self.watch.disturbed(self.now);
                 self.tell(node, news);
             }
-            Fault::CutUpstream => self.upstream_cut = true,
-            Fault::RestoreUpstream => self.upstream_cut = false,
+            Fault::Sideload { node, image } => {
+                let node = self.index_of(node);
+                let image = self.plan.images.iter().find(|known| known.name == *image);
+                let image = image.expect("a scenario's faults name its own images");
+                let news = self.machines[node].containerd.sideload(image);
+                self.tell(node, news);
+            }
+            Fault::BypassMirror { node } => self.machines[self.index_of(node)].containerd.bypass_mirror(true),
+            Fault::UseMirror { node } => self.machines[self.index_of(node)].containerd.bypass_mirror(false),
+            Fault::CutUpstream => self.upstream.set_cut(true),
+            Fault::RestoreUpstream => self.upstream.set_cut(false),
+            Fault::ThrottleUpstream { requests_per_second } => self.upstream.throttle(*requests_per_second),
         }
     }
 
     fn become_calm(&mut self) {
-        if self.cuts.is_empty() && self.lossy_percent == 0 {
+        if self.cuts.is_empty() && self.lossy == Lossy::NONE {
             self.watch.calm(self.now);
         }
     }

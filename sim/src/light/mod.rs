@@ -24,11 +24,12 @@ use spegel_io::clock;
 use self::pull::{Client, Pull};
 use crate::{
     containerd::{self, Containerd},
-    fault::{Dns, Fault},
+    fault::{Dns, Fault, Lossy},
     invariant::{Watch, agreement},
     node::{DNS_LATENCY, ROUTER_PORT, node_config, node_seed, peer_of},
     scenario::{Outcome, Pulled, Scenario},
     trace::Trace,
+    upstream::Upstream,
 };
 
 /// Longest that a message travels.
@@ -194,8 +195,8 @@ struct World<'a> {
     by_peer: BTreeMap<PeerId, Index>,
     listed: Vec<(Duration, Index)>,
     cuts: BTreeSet<(Index, Index)>,
-    lossy_percent: u8,
-    upstream_cut: bool,
+    lossy: Lossy,
+    upstream: Upstream,
     clients: Vec<Client>,
     watch: Watch,
     trace: Trace,
@@ -206,7 +207,6 @@ struct World<'a> {
 struct Counts {
     pulls: Vec<Pulled>,
     ready: Vec<(String, Duration)>,
-    upstream_requests: u64,
     notices: Vec<(Duration, String, Notice)>,
     fetches: Vec<(Duration, String)>,
 }
@@ -245,8 +245,8 @@ impl<'a> World<'a> {
             by_peer,
             listed: Vec::new(),
             cuts: BTreeSet::new(),
-            lossy_percent: 0,
-            upstream_cut: false,
+            lossy: Lossy::NONE,
+            upstream: Upstream::default(),
             clients: Vec::new(),
             watch: Watch::new(plan.quiet_from),
             trace,
@@ -312,7 +312,7 @@ impl<'a> World<'a> {
             trace: self.trace,
             pulls: self.outcome.pulls,
             ready: self.outcome.ready,
-            upstream_requests: self.outcome.upstream_requests,
+            upstream: self.upstream.counts(),
             notices: self.outcome.notices,
             work: self.watch.work(),
             fetches: self.outcome.fetches,

@@ -9,19 +9,14 @@ use spegel_core::{
 };
 
 use super::{Event, Index, NEWS_LATENCY, Pulled, Reach, World};
+use crate::{
+    containerd::LABEL_LATENCY,
+    kubelet::{RESUMES_MAX, TRIES_MAX, retry_delay},
+    upstream::{self, Answer, THROTTLED_TRIES_MAX},
+};
 
 /// How fast a node sends one body unless told otherwise.
 pub(super) const BYTES_PER_SECOND: u64 = 50_000_000;
-
-/// How often containerd asks again for a body that ended early without any progress.
-const RESUMES_MAX: u32 = 5;
-
-/// How often the kubelet tries, and how long after a failure.
-pub(crate) const TRIES_MAX: u32 = 4;
-pub(crate) const RETRY_DELAY: Duration = Duration::from_secs(10);
-
-/// How long the registry takes to answer.
-const UPSTREAM_LATENCY: Duration = Duration::from_millis(50);
 
 /// How long containerd waits before it looks whether it is running.
 const CONTAINERD_POLL: Duration = Duration::from_secs(1);
@@ -34,16 +29,24 @@ pub(super) struct Client {
     began: Duration,
     tried_at: Duration,
     tries: u32,
-    /// 0 for the manifest, then the blobs.
+    /// Which of [`RESOLVE`], [`MANIFEST`], and the blobs.
     step: usize,
     got: u64,
     spoilt: bool,
     resumes: u32,
+    /// How often the registry answered this request by 429.
+    throttled: u32,
     /// Counts what it waits for, so that late news of something else is not taken for it.
     turn: u64,
     waiting: Option<PullId>,
     over: bool,
 }
+
+/// containerd asks for the head of a tag's manifest, then for the manifest by its digest, then for
+/// each blob in turn.
+const RESOLVE: usize = 0;
+const MANIFEST: usize = 1;
+const BLOBS: usize = 2;
 
 /// A request of containerd to its mirror.
 #[derive(Debug)]
@@ -96,10 +99,11 @@ impl World<'_> {
             began: self.now,
             tried_at: self.now,
             tries: 1,
-            step: 0,
+            step: RESOLVE,
             got: 0,
             spoilt: false,
             resumes: 0,
+            throttled: 0,
             turn: 0,
             waiting: None,
             over: false,
@@ -111,8 +115,8 @@ impl World<'_> {
     fn wanted(&self, client: &Client) -> Option<Descriptor> {
         let image = &self.plan.images[client.image];
         match client.step {
-            0 => Some(image.manifest.clone()),
-            step => image.blobs.get(step - 1).cloned(),
+            RESOLVE | MANIFEST => Some(image.manifest.clone()),
+            step => image.blobs.get(step - BLOBS).cloned(),
         }
     }
 
@@ -133,16 +137,27 @@ impl World<'_> {
         if !machine.containerd.is_running() {
             return self.again(client, CONTAINERD_POLL);
         }
+        let image = &self.plan.images[it.image];
+        if let Some(got) = it.step.checked_sub(BLOBS) {
+            let got = got.checked_sub(1).map_or(&image.manifest, |blob| &image.blobs[blob]);
+            machine.containerd.label(&got.digest, image);
+        }
         let Some(wanted) = self.wanted(it) else { return self.complete(client) };
-        if it.step > 0 && machine.containerd.has(&[wanted.digest]) {
+        if it.step != RESOLVE && machine.containerd.has(&[wanted.digest]) {
             self.clients[client].step += 1;
             return self.again(client, Duration::ZERO);
         }
-        let image = &self.plan.images[it.image];
-        let tag = (it.step == 0).then(|| image.name.clone());
+        if machine.containerd.bypasses_mirror() {
+            return self.go_upstream(client);
+        }
+        let tag = (it.step == RESOLVE).then(|| image.name.clone());
         let digest = if tag.is_some() { None } else { Some(wanted.digest) };
         let offset = it.got;
-        let kind = if it.step == 0 { PullKind::Manifest } else { PullKind::Blob };
+        let kind = match it.step {
+            RESOLVE => PullKind::Head,
+            MANIFEST => PullKind::Manifest,
+            _ => PullKind::Blob,
+        };
         if it.resumes >= RESUMES_MAX {
             return self.fail(client, "a body ended early too often without progress");
         }
@@ -158,15 +173,21 @@ impl World<'_> {
         process.pulls.insert(pull, Pull { client, tag, digest, offset, attempts, forwarding, sent: 0 });
         self.clients[client].waiting = Some(pull);
         self.clients[client].turn += 1;
-        self.handle(node, Input::PullRequested { pull, key, digest, kind, whole: offset == 0 });
+        let whole = kind != PullKind::Head && offset == 0;
+        self.handle(node, Input::PullRequested { pull, key, digest, kind, whole });
     }
 
-    /// The content is here in whole.
+    /// What was asked for is here in whole.
     fn commit(&mut self, client: usize) {
         let it = &mut self.clients[client];
         it.waiting = None;
         it.resumes = 0;
+        it.throttled = 0;
         it.got = 0;
+        if it.step == RESOLVE {
+            it.step = MANIFEST;
+            return self.again(client, NEWS_LATENCY);
+        }
         if std::mem::take(&mut it.spoilt) {
             return self.fail(client, "wrong bytes");
         }
@@ -176,7 +197,7 @@ impl World<'_> {
         let news = self.machines[node].containerd.store(wanted.digest, content.unwrap_or_default());
         self.tell(node, news);
         self.clients[client].step += 1;
-        self.again(client, NEWS_LATENCY);
+        self.again(client, LABEL_LATENCY);
     }
 
     fn complete(&mut self, client: usize) {
@@ -189,14 +210,15 @@ impl World<'_> {
 
     fn fail(&mut self, client: usize, cause: &str) {
         let it = &mut self.clients[client];
-        (it.step, it.got, it.resumes, it.waiting) = (0, 0, 0, None);
+        (it.step, it.got, it.resumes, it.throttled, it.waiting) = (RESOLVE, 0, 0, 0, None);
         if it.tries >= TRIES_MAX {
             return self.end_client(client, Some(cause.to_owned()));
         }
+        let delay = retry_delay(it.tries);
         it.tries += 1;
-        it.tried_at = self.now + RETRY_DELAY;
+        it.tried_at = self.now + delay;
         self.note(self.clients[client].node, &format!("pull failed, again later: {cause}"));
-        self.again(client, RETRY_DELAY);
+        self.again(client, delay);
     }
 
     fn end_client(&mut self, client: usize, error: Option<String>) {
@@ -220,7 +242,7 @@ impl World<'_> {
         it.waiting = None;
         it.turn += 1;
         let turn = it.turn;
-        self.after(UPSTREAM_LATENCY, Event::Upstream { client, turn });
+        self.after(upstream::LATENCY, Event::Upstream { client, turn });
     }
 
     pub(super) fn arrive_upstream(&mut self, client: usize, turn: u64) {
@@ -228,8 +250,19 @@ impl World<'_> {
         if it.over || it.turn != turn {
             return;
         }
-        self.outcome.upstream_requests += 1;
-        if self.upstream_cut { self.fail(client, "the registry is cut off") } else { self.commit(client) }
+        match self.upstream.answer(self.now) {
+            Answer::Given => self.commit(client),
+            Answer::Unreachable => self.fail(client, "the registry is cut off"),
+            Answer::Throttled => {
+                let it = &mut self.clients[client];
+                it.throttled += 1;
+                if it.throttled < THROTTLED_TRIES_MAX {
+                    self.go_upstream(client);
+                } else {
+                    self.fail(client, "429 Too Many Requests");
+                }
+            }
+        }
     }
 
     /// The mirror's process is gone: containerd's requests to it fail, and it goes upstream.
@@ -309,6 +342,8 @@ impl World<'_> {
         let input = match served {
             Some(size) => {
                 asked.holder_life = holder_life;
+                // A head, which alone is asked for by tag, has no body.
+                let size = if it.tag.is_some() { 0 } else { size };
                 asked.body_bytes = size.saturating_sub(it.offset + skip);
                 Input::FetchAnswered { pull, attempt, body_bytes: asked.body_bytes }
             }

@@ -62,6 +62,8 @@ pub struct Watch {
     /// When the cluster last changed in any way; `None` while a fault lasts.
     calm_since: Option<Duration>,
     violation: Option<String>,
+    /// Nodes that have something to do by a deadline.
+    due: BTreeSet<String>,
 }
 
 #[derive(Debug)]
@@ -92,7 +94,13 @@ impl Watch {
     /// Watches nothing yet; counts work from `quiet_from` on.
     #[must_use]
     pub const fn new(quiet_from: Duration) -> Self {
-        Self { nodes: BTreeMap::new(), quiet_from, calm_since: Some(Duration::ZERO), violation: None }
+        Self {
+            nodes: BTreeMap::new(),
+            quiet_from,
+            calm_since: Some(Duration::ZERO),
+            violation: None,
+            due: BTreeSet::new(),
+        }
     }
 
     /// A process began on a node.
@@ -167,7 +175,7 @@ impl Watch {
     /// Sees what reaches a node.
     #[expect(clippy::wildcard_enum_match_arm, reason = "only what is watched")]
     pub fn input(&mut self, at: Duration, name: &str, input: &Input) {
-        let Some(node) = self.nodes.get_mut(name) else { return };
+        // Most of what happens is of no interest: it is told apart before the node is looked up.
         match input {
             Input::PullRequested { pull, key, digest, kind, .. } => {
                 let wait = match kind {
@@ -176,9 +184,12 @@ impl Watch {
                 };
                 let watched =
                     WatchedPull { key: *key, digest: *digest, deadline: at + wait, answered: false };
+                let Some(node) = self.nodes.get_mut(name) else { return };
                 node.pulls.insert(*pull, watched);
+                self.due.insert(name.to_owned());
             }
             Input::PullAbandoned { pull } | Input::FetchCompleted { pull, .. } => {
+                let Some(node) = self.nodes.get_mut(name) else { return };
                 node.pulls.remove(pull);
             }
             _ => {}
@@ -223,6 +234,7 @@ impl Watch {
                 node.serves.insert(*digest, at);
                 if !node.containerd.has(&[*digest]) {
                     node.gone.insert(*digest, at);
+                    self.due.insert(name.to_owned());
                 }
                 None
             }
@@ -272,12 +284,17 @@ impl Watch {
         for digest in node.serves.keys().filter(|digest| !containerd.has(&[**digest])) {
             node.gone.entry(*digest).or_insert(at);
         }
+        self.due.insert(name.to_owned());
     }
 
     /// Checks what is late.
     pub fn check(&mut self, at: Duration) {
         let mut late = None;
-        for (name, node) in &self.nodes {
+        let nodes = &self.nodes;
+        self.due.retain(|name| {
+            nodes.get(name).is_some_and(|node| !node.pulls.is_empty() || !node.gone.is_empty())
+        });
+        for (name, node) in self.due.iter().filter_map(|name| self.nodes.get_key_value(name)) {
             let excuse = |due: Duration, slack: Duration| due.max(node.excused_until + slack);
             for (pull, watched) in node.pulls.iter().filter(|(_, pull)| !pull.answered) {
                 if excuse(watched.deadline, BLOB_ANSWER_MAX) < at {

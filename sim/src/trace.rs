@@ -18,9 +18,9 @@ const TAIL_LINES: usize = 60;
 const PEER_PREFIX: &str = "12D3KooW";
 const PEER_CHARS: usize = 52;
 
-/// The trace of one run, shared by its nodes.
+/// The trace of one run, shared by its nodes; `None` when nobody reads it.
 #[derive(Clone, Debug)]
-pub struct Trace(Arc<Mutex<Lines>>);
+pub struct Trace(Option<Arc<Mutex<Lines>>>);
 
 #[derive(Debug, Default)]
 struct Lines {
@@ -43,49 +43,59 @@ impl Trace {
     /// A trace that keeps all lines.
     #[must_use]
     pub fn whole() -> Self {
-        Self(Arc::new(Mutex::new(Lines { is_whole: true, ..Lines::default() })))
+        Self(Some(Arc::new(Mutex::new(Lines { is_whole: true, ..Lines::default() }))))
     }
 
     /// A trace that keeps the last lines and the hash of all.
     #[must_use]
     pub fn end() -> Self {
-        Self(Arc::default())
+        Self(Some(Arc::default()))
+    }
+
+    /// No trace, for runs so large that writing it would take most of the time.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self(None)
     }
 
     /// Calls a peer by its node's name from here on.
     pub fn name(&self, peer: PeerId, name: &str) {
-        let names = &mut self.lines().names;
+        let Some(mut lines) = self.lines() else { return };
+        let names = &mut lines.names;
         names.by_peer.insert(peer, name.to_owned());
         names.by_text.insert(peer.to_string(), name.to_owned());
     }
 
     /// Notes what reached a node.
     pub fn input(&self, at: Duration, node: &str, input: &Input) {
-        let mut lines = self.lines();
+        let Some(mut lines) = self.lines() else { return };
         let what = describe_input(&lines.names, input);
         lines.add(at, node, "<-", &what);
     }
 
     /// Notes what a node wants done.
     pub fn output(&self, at: Duration, node: &str, output: &Output) {
-        let mut lines = self.lines();
+        let Some(mut lines) = self.lines() else { return };
         let what = describe_output(&lines.names, output);
         lines.add(at, node, "->", &what);
     }
 
     /// Notes something the scenario does or sees.
     pub fn note(&self, at: Duration, node: &str, what: &str) {
-        self.lines().add(at, node, "--", what);
+        if let Some(mut lines) = self.lines() {
+            lines.add(at, node, "--", what);
+        }
     }
 
-    fn lines(&self) -> MutexGuard<'_, Lines> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lines(&self) -> Option<MutexGuard<'_, Lines>> {
+        Some(self.0.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// A hash over all lines so far.
     #[must_use]
     pub fn hash(&self) -> String {
-        self.lines().hash.clone().finalize().iter().take(8).fold(String::new(), |mut text, byte| {
+        let Some(lines) = self.lines() else { return String::new() };
+        lines.hash.clone().finalize().iter().take(8).fold(String::new(), |mut text, byte| {
             write!(text, "{byte:02x}").expect("writing to a string cannot fail");
             text
         })
@@ -94,14 +104,14 @@ impl Trace {
     /// All lines kept.
     #[must_use]
     pub fn text(&self) -> String {
-        let lines = self.lines();
+        let Some(lines) = self.lines() else { return String::new() };
         lines.kept.iter().map(String::as_str).collect::<Vec<_>>().join("\n")
     }
 
     /// The last lines.
     #[must_use]
     pub fn tail(&self) -> String {
-        let lines = self.lines();
+        let Some(lines) = self.lines() else { return String::new() };
         let skipped = lines.kept.len().saturating_sub(TAIL_LINES);
         lines.kept.iter().skip(skipped).map(String::as_str).collect::<Vec<_>>().join("\n")
     }
@@ -109,7 +119,7 @@ impl Trace {
     /// When the last line was written.
     #[must_use]
     pub fn ended_at(&self) -> Duration {
-        self.lines().ended_at
+        self.lines().map_or(Duration::ZERO, |lines| lines.ended_at)
     }
 }
 

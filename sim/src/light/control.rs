@@ -5,13 +5,13 @@ use std::{net::SocketAddr, time::Duration};
 use rand::RngExt as _;
 use spegel_core::{ExchangeId, Input, PeerId};
 
-use super::{Dns, Event, Index, Reach, VIP, World};
+use super::{Dns, Event, Index, Reach, VIP, World, machine::index_of};
 
 impl World<'_> {
     /// Whom an address leads to.
     fn target(&mut self, node: Index, addr: SocketAddr) -> Option<Index> {
         if addr != VIP {
-            return self.machines.iter().position(|machine| machine.ip == addr.ip());
+            return index_of(addr.ip()).filter(|index| *index < self.machines.len());
         }
         let Dns::Vip { self_percent } = self.plan.dns else { return None };
         let others: Vec<_> =

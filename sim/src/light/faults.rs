@@ -7,11 +7,6 @@ use spegel_core::Input;
 use super::{Event, Fault, Index, Lossy, World};
 
 impl World<'_> {
-    fn index_of(&self, name: &str) -> Index {
-        let found = self.machines.iter().position(|machine| machine.name == name);
-        found.expect("a scenario's faults name its own nodes")
-    }
-
     pub(super) fn commit_fault(&mut self, fault: &Fault) {
         self.trace.note(self.now, "", &format!("{fault:?}"));
         match fault {

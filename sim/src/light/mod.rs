@@ -6,7 +6,9 @@
 //! that pulls.
 
 mod control;
+mod event;
 mod faults;
+mod machine;
 mod pull;
 
 use std::{
@@ -16,17 +18,19 @@ use std::{
 };
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
-use spegel_core::{
-    AttemptId, BootstrapAddr, ExchangeId, Input, Node, Notice, Output, PeerId, PullId, oci::Digest,
-};
+use spegel_core::{BootstrapAddr, Input, Node, Notice, Output, PeerId};
 use spegel_io::clock;
 
-use self::pull::{Client, Pull};
+use self::{
+    event::{Event, Queue, Wakes},
+    machine::{Machine, Process, machine},
+    pull::Client,
+};
 use crate::{
     containerd::{self, Containerd},
     fault::{Dns, Fault, Lossy},
     invariant::{Watch, agreement},
-    node::{DNS_LATENCY, ROUTER_PORT, node_config, node_seed, peer_of},
+    node::{DNS_LATENCY, ROUTER_PORT, node_config, node_seed},
     scenario::{Outcome, Pulled, Scenario},
     trace::Trace,
     upstream::Upstream,
@@ -53,124 +57,6 @@ const VIP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1)),
 /// Where a node is in the list of them.
 type Index = usize;
 
-/// Something that is going to happen.
-#[derive(Debug)]
-enum Event {
-    Start {
-        node: Index,
-    },
-    Fault {
-        index: usize,
-    },
-    Pull {
-        index: usize,
-    },
-    Thaw {
-        node: Index,
-    },
-    Report,
-    /// To the process of that life; later ones never asked.
-    Input {
-        node: Index,
-        life: u64,
-        input: Input,
-    },
-    Containerd {
-        node: Index,
-        life: u64,
-        order: Output,
-    },
-    Resolve {
-        node: Index,
-        life: u64,
-    },
-    Dial {
-        node: Index,
-        life: u64,
-        addr: SocketAddr,
-        target: Index,
-    },
-    Request {
-        from: Index,
-        life: u64,
-        to: Index,
-        exchange: ExchangeId,
-        message: Vec<u8>,
-    },
-    Reply {
-        from: Index,
-        to: Index,
-        life: u64,
-        exchange: ExchangeId,
-        message: Vec<u8>,
-    },
-    SendTimeout {
-        node: Index,
-        life: u64,
-        exchange: ExchangeId,
-    },
-    Ask {
-        node: Index,
-        life: u64,
-        pull: PullId,
-        attempt: AttemptId,
-        holder: Index,
-        skip: u64,
-    },
-    Body {
-        node: Index,
-        life: u64,
-        pull: PullId,
-        attempt: AttemptId,
-        interval: Duration,
-    },
-    /// A containerd goes on with its pull.
-    Client {
-        client: usize,
-        turn: u64,
-    },
-    Upstream {
-        client: usize,
-        turn: u64,
-    },
-    ProcessEnd {
-        node: Index,
-        life: u64,
-    },
-}
-
-/// A machine.
-#[derive(Debug)]
-struct Machine {
-    name: String,
-    peer: PeerId,
-    ip: IpAddr,
-    containerd: Containerd,
-    powered: bool,
-    /// Counts processes, so that what was meant for an earlier one is not taken for this one's.
-    life: u64,
-    process: Option<Process>,
-    frozen_until: Duration,
-    stopping: bool,
-    corrupt: bool,
-    bytes_per_second: u64,
-    was_ready: bool,
-    wake_at: Option<Duration>,
-}
-
-/// A mirror's process.
-#[derive(Debug)]
-struct Process {
-    node: Node,
-    sizes: BTreeMap<Digest, u64>,
-    tags: BTreeMap<String, Digest>,
-    waiting: BTreeSet<ExchangeId>,
-    inbound: BTreeMap<ExchangeId, (Index, u64, ExchangeId)>,
-    next_inbound: u64,
-    pulls: BTreeMap<PullId, Pull>,
-    next_pull: u64,
-}
-
 /// How far a packet comes.
 enum Reach {
     Open,
@@ -188,11 +74,11 @@ struct World<'a> {
     rng: StdRng,
     base: Instant,
     now: Duration,
-    next_event: u64,
-    events: BTreeMap<(Duration, u64), Event>,
-    wakes: BTreeSet<(Duration, Index)>,
+    events: Queue,
+    wakes: Wakes,
     machines: Vec<Machine>,
     by_peer: BTreeMap<PeerId, Index>,
+    by_name: BTreeMap<String, Index>,
     listed: Vec<(Duration, Index)>,
     cuts: BTreeSet<(Index, Index)>,
     lossy: Lossy,
@@ -223,10 +109,11 @@ impl<'a> World<'a> {
     fn new(plan: &'a Scenario, seed: u64, trace: Trace) -> Self {
         let machines: Vec<_> =
             plan.nodes.iter().enumerate().map(|(n, node)| machine(n, &node.name)).collect();
+        let by_name: BTreeMap<_, _> =
+            machines.iter().enumerate().map(|(n, machine)| (machine.name.clone(), n)).collect();
         for (name, image) in &plan.preloads {
-            let image = &plan.images[*image];
-            let machine = machines.iter().find(|machine| machine.name == *name);
-            machine.expect("a scenario preloads its own nodes").containerd.preload(image);
+            let machine = by_name.get(name).expect("a scenario preloads its own nodes");
+            machines[*machine].containerd.preload(&plan.images[*image]);
         }
         let by_peer = machines.iter().enumerate().map(|(n, machine)| (machine.peer, n)).collect();
         for machine in &machines {
@@ -238,11 +125,11 @@ impl<'a> World<'a> {
             rng: StdRng::seed_from_u64(seed),
             base: clock::now(),
             now: Duration::ZERO,
-            next_event: 0,
-            events: BTreeMap::new(),
-            wakes: BTreeSet::new(),
+            events: Queue::default(),
+            wakes: Wakes::new(machines.len()),
             machines,
             by_peer,
+            by_name,
             listed: Vec::new(),
             cuts: BTreeSet::new(),
             lossy: Lossy::NONE,
@@ -268,8 +155,8 @@ impl<'a> World<'a> {
     fn run(&mut self) -> Option<String> {
         let (mut checked_at, mut in_this_moment) = (Duration::ZERO, 0);
         loop {
-            let event = self.events.first_key_value().map(|((at, _), _)| *at);
-            let wake = self.wakes.first().map(|(at, _)| *at);
+            let event = self.events.next_at();
+            let wake = self.wakes.next_at();
             let at = match (event, wake) {
                 (Some(event), Some(wake)) => event.min(wake),
                 (Some(at), None) | (None, Some(at)) => at,
@@ -284,9 +171,9 @@ impl<'a> World<'a> {
             }
             self.now = at;
             if event == Some(at) {
-                let (_, event) = self.events.pop_first().expect("it was seen just now");
+                let event = self.events.pop().expect("it was seen just now");
                 self.happen(event);
-            } else if let Some((_, node)) = self.wakes.pop_first() {
+            } else if let Some(node) = self.wakes.pop() {
                 self.wake(node);
             }
             if checked_at + CHECK_INTERVAL <= at {
@@ -323,8 +210,7 @@ impl<'a> World<'a> {
     }
 
     fn at(&mut self, at: Duration, event: Event) {
-        self.next_event += 1;
-        self.events.insert((at, self.next_event), event);
+        self.events.push(at, event);
     }
 
     fn after(&mut self, delay: Duration, event: Event) {
@@ -334,6 +220,10 @@ impl<'a> World<'a> {
     /// How long a message travels this time.
     fn latency(&mut self) -> Duration {
         Duration::from_micros(self.rng.random_range(100..LATENCY_MAX_US))
+    }
+
+    fn index_of(&self, name: &str) -> Index {
+        *self.by_name.get(name).expect("a scenario's pulls and faults name its own nodes")
     }
 
     fn percent(&mut self, percent: u8) -> bool {
@@ -435,9 +325,7 @@ impl<'a> World<'a> {
         machine.life += 1;
         machine.frozen_until = Duration::ZERO;
         machine.containerd.forget_mirror();
-        if let Some(at) = machine.wake_at.take() {
-            self.wakes.remove(&(at, node));
-        }
+        self.wakes.wish(node, None);
         self.watch.ended(self.now, &self.machines[node].name);
         self.note(node, "process ended");
         self.orphan_clients(node);
@@ -461,7 +349,6 @@ impl<'a> World<'a> {
     fn wake(&mut self, node: Index) {
         let now = self.now;
         let machine = &mut self.machines[node];
-        machine.wake_at = None;
         let Some(process) = &mut machine.process else { return };
         if machine.frozen_until > now {
             // It is woken by its thaw.
@@ -486,12 +373,7 @@ impl<'a> World<'a> {
         let machine = &mut self.machines[node];
         let timeout = machine.process.as_ref().and_then(|process| process.node.poll_timeout());
         let wake_at = timeout.map(|(at, _)| at.saturating_duration_since(base).max(now));
-        if wake_at != machine.wake_at {
-            if let Some(at) = std::mem::replace(&mut machine.wake_at, wake_at) {
-                self.wakes.remove(&(at, node));
-            }
-            self.wakes.extend(wake_at.map(|at| (at, node)));
-        }
+        self.wakes.wish(node, wake_at);
     }
 
     fn perform(&mut self, node: Index, output: Output) {
@@ -592,25 +474,5 @@ impl<'a> World<'a> {
             }
         }
         self.after(REPORT_INTERVAL, Event::Report);
-    }
-}
-
-fn machine(index: Index, name: &str) -> Machine {
-    let number = u16::try_from(index + 1).expect("fewer nodes than a subnet has addresses");
-    let [high, low] = number.to_be_bytes();
-    Machine {
-        name: name.to_owned(),
-        peer: peer_of(name),
-        ip: Ipv4Addr::new(192, 168, high, low).into(),
-        containerd: Containerd::default(),
-        powered: true,
-        life: 0,
-        process: None,
-        frozen_until: Duration::ZERO,
-        stopping: false,
-        corrupt: false,
-        bytes_per_second: pull::BYTES_PER_SECOND,
-        was_ready: false,
-        wake_at: None,
     }
 }

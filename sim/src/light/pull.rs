@@ -85,8 +85,7 @@ impl World<'_> {
 
     pub(super) fn begin_client(&mut self, index: usize) {
         let plan = &self.plan.pulls[index];
-        let node = self.machines.iter().position(|machine| machine.name == plan.node);
-        let node = node.expect("a scenario's pulls name its own nodes");
+        let node = self.index_of(&plan.node);
         let image = self.plan.images.iter().position(|image| image.name == plan.image);
         let image = image.expect("a scenario's pulls name its own images");
         if !self.machines[node].powered {

@@ -1,0 +1,209 @@
+//! What is going to happen, and when: the queue of events, and of the moments at which nodes want
+//! to be called.
+
+use std::{cmp::Reverse, collections::BinaryHeap, net::SocketAddr, time::Duration};
+
+use spegel_core::{AttemptId, ExchangeId, Input, Output, PullId};
+
+use super::Index;
+
+/// Something that is going to happen.
+#[derive(Debug)]
+pub(super) enum Event {
+    Start {
+        node: Index,
+    },
+    Fault {
+        index: usize,
+    },
+    Pull {
+        index: usize,
+    },
+    Thaw {
+        node: Index,
+    },
+    Report,
+    /// To the process of that life; later ones never asked.
+    Input {
+        node: Index,
+        life: u64,
+        input: Input,
+    },
+    Containerd {
+        node: Index,
+        life: u64,
+        order: Output,
+    },
+    Resolve {
+        node: Index,
+        life: u64,
+    },
+    Dial {
+        node: Index,
+        life: u64,
+        addr: SocketAddr,
+        target: Index,
+    },
+    Request {
+        from: Index,
+        life: u64,
+        to: Index,
+        exchange: ExchangeId,
+        message: Vec<u8>,
+    },
+    Reply {
+        from: Index,
+        to: Index,
+        life: u64,
+        exchange: ExchangeId,
+        message: Vec<u8>,
+    },
+    SendTimeout {
+        node: Index,
+        life: u64,
+        exchange: ExchangeId,
+    },
+    Ask {
+        node: Index,
+        life: u64,
+        pull: PullId,
+        attempt: AttemptId,
+        holder: Index,
+        skip: u64,
+    },
+    Body {
+        node: Index,
+        life: u64,
+        pull: PullId,
+        attempt: AttemptId,
+        interval: Duration,
+    },
+    /// A containerd goes on with its pull.
+    Client {
+        client: usize,
+        turn: u64,
+    },
+    Upstream {
+        client: usize,
+        turn: u64,
+    },
+    ProcessEnd {
+        node: Index,
+        life: u64,
+    },
+}
+
+/// Events in order of time, those of one moment in the order in which they were planned.
+///
+/// The heap holds small entries of equal size; the events themselves stay where they are.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    heap: BinaryHeap<Reverse<(Duration, u64, u32)>>,
+    planned: u64,
+    slots: Vec<Option<Event>>,
+    free: Vec<u32>,
+}
+
+impl Queue {
+    pub(super) fn push(&mut self, at: Duration, event: Event) {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            u32::try_from(self.slots.len() - 1).expect("fewer events wait than memory holds")
+        });
+        self.slots[slot as usize] = Some(event);
+        self.planned += 1;
+        self.heap.push(Reverse((at, self.planned, slot)));
+    }
+
+    /// When the first happens.
+    pub(super) fn next_at(&self) -> Option<Duration> {
+        self.heap.peek().map(|Reverse((at, ..))| *at)
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Event> {
+        let Reverse((_, _, slot)) = self.heap.pop()?;
+        self.free.push(slot);
+        self.slots[slot as usize].take()
+    }
+}
+
+/// When each node wants to be called, in order of time and node.
+///
+/// A node that changes its mind leaves its former wish in the heap; it is passed over when it
+/// comes up.
+#[derive(Debug, Default)]
+pub(super) struct Wakes {
+    heap: BinaryHeap<Reverse<(Duration, Index)>>,
+    wishes: Vec<Option<Duration>>,
+}
+
+impl Wakes {
+    /// For so many nodes, none of which wants anything.
+    pub(super) fn new(nodes: usize) -> Self {
+        Self { heap: BinaryHeap::new(), wishes: vec![None; nodes] }
+    }
+
+    /// The node wants to be called then, or not at all.
+    pub(super) fn wish(&mut self, node: Index, at: Option<Duration>) {
+        if self.wishes[node] != at {
+            self.wishes[node] = at;
+            self.heap.extend(at.map(|at| Reverse((at, node))));
+        }
+    }
+
+    /// When the first wants to be called.
+    pub(super) fn next_at(&mut self) -> Option<Duration> {
+        while let Some(Reverse((at, node))) = self.heap.peek() {
+            if self.wishes[*node] == Some(*at) {
+                return Some(*at);
+            }
+            self.heap.pop();
+        }
+        None
+    }
+
+    /// Takes the first.
+    pub(super) fn pop(&mut self) -> Option<Index> {
+        self.next_at()?;
+        let Reverse((_, node)) = self.heap.pop()?;
+        self.wishes[node] = None;
+        Some(node)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn seconds(count: u64) -> Duration {
+        Duration::from_secs(count)
+    }
+
+    #[test]
+    fn events_of_one_moment_keep_their_order() {
+        let mut queue = Queue::default();
+        for (at, node) in [(2, 0), (1, 1), (2, 2), (1, 3), (2, 4)] {
+            queue.push(seconds(at), Event::Start { node });
+        }
+        let order: Vec<_> = std::iter::from_fn(|| queue.pop())
+            .map(|event| {
+                let Event::Start { node } = event else { panic!("nobody planned {event:?}") };
+                node
+            })
+            .collect();
+        assert_eq!(order, [1, 3, 0, 2, 4]);
+    }
+
+    #[test]
+    fn node_is_called_when_it_wished_last_and_once() {
+        let mut wakes = Wakes::new(3);
+        wakes.wish(0, Some(seconds(1)));
+        wakes.wish(1, Some(seconds(2)));
+        wakes.wish(2, Some(seconds(2)));
+        wakes.wish(0, Some(seconds(3)));
+        wakes.wish(0, Some(seconds(1)));
+        wakes.wish(1, None);
+        let order: Vec<_> = std::iter::from_fn(|| wakes.next_at().zip(wakes.pop())).collect();
+        assert_eq!(order, [(seconds(1), 0), (seconds(2), 2)]);
+    }
+}

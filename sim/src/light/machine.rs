@@ -1,0 +1,78 @@
+//! A machine of the cluster, and the process of a mirror on it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
+
+use spegel_core::{ExchangeId, Node, PeerId, PullId, oci::Digest};
+
+use super::{
+    Index,
+    pull::{BYTES_PER_SECOND, Pull},
+};
+use crate::{containerd::Containerd, node::peer_of};
+
+/// A machine.
+#[derive(Debug)]
+pub(super) struct Machine {
+    pub(super) name: String,
+    pub(super) peer: PeerId,
+    pub(super) ip: IpAddr,
+    pub(super) containerd: Containerd,
+    pub(super) powered: bool,
+    /// Counts processes, so that what was meant for an earlier one is not taken for this one's.
+    pub(super) life: u64,
+    pub(super) process: Option<Process>,
+    pub(super) frozen_until: Duration,
+    pub(super) stopping: bool,
+    pub(super) corrupt: bool,
+    pub(super) bytes_per_second: u64,
+    pub(super) was_ready: bool,
+}
+
+/// A mirror's process.
+#[derive(Debug)]
+pub(super) struct Process {
+    pub(super) node: Node,
+    pub(super) sizes: BTreeMap<Digest, u64>,
+    pub(super) tags: BTreeMap<String, Digest>,
+    pub(super) waiting: BTreeSet<ExchangeId>,
+    pub(super) inbound: BTreeMap<ExchangeId, (Index, u64, ExchangeId)>,
+    pub(super) next_inbound: u64,
+    pub(super) pulls: BTreeMap<PullId, Pull>,
+    pub(super) next_pull: u64,
+}
+
+/// The address of a machine.
+fn ip_of(index: Index) -> IpAddr {
+    let number = u16::try_from(index + 1).expect("fewer nodes than a subnet has addresses");
+    let [high, low] = number.to_be_bytes();
+    Ipv4Addr::new(192, 168, high, low).into()
+}
+
+/// The machine that an address belongs to, if there are so many.
+pub(super) fn index_of(ip: IpAddr) -> Option<Index> {
+    let IpAddr::V4(ip) = ip else { return None };
+    let [192, 168, high, low] = ip.octets() else { return None };
+    usize::from(u16::from_be_bytes([high, low])).checked_sub(1)
+}
+
+/// A machine that has power, and nothing on it.
+pub(super) fn machine(index: Index, name: &str) -> Machine {
+    Machine {
+        name: name.to_owned(),
+        peer: peer_of(name),
+        ip: ip_of(index),
+        containerd: Containerd::default(),
+        powered: true,
+        life: 0,
+        process: None,
+        frozen_until: Duration::ZERO,
+        stopping: false,
+        corrupt: false,
+        bytes_per_second: BYTES_PER_SECOND,
+        was_ready: false,
+    }
+}

@@ -34,6 +34,22 @@ pub enum Fault {
         /// For how long.
         pause: Duration,
     },
+    /// The machine sleeps, its monotonic clock too: nothing answers, what is sent to it is lost,
+    /// and no time has passed when it wakes. Light driver only.
+    Suspend {
+        /// The node.
+        node: String,
+        /// For how long.
+        pause: Duration,
+    },
+    /// The machine's wall clock is wrong by so much; the mirror reads it when it starts. Light
+    /// driver only.
+    StepClock {
+        /// The node.
+        node: String,
+        /// Seconds ahead of the true time; negative is behind. 0 corrects it.
+        ahead_seconds: i64,
+    },
     /// Nothing passes between the two groups, silently.
     Partition {
         /// One group.

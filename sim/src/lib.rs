@@ -16,5 +16,6 @@ pub mod puller;
 pub mod scenario;
 pub mod scenarios;
 pub mod trace;
+pub mod untruths;
 pub mod upstream;
 pub mod whole;

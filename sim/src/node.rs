@@ -85,12 +85,14 @@ pub(crate) fn peer_of(name: &str) -> PeerId {
     PeerId::from_public_key(Sha256::digest(name.as_bytes()).into())
 }
 
-/// What a node is told at its start, so long after the simulation began.
-pub(crate) fn node_config(peer: PeerId, since_epoch: Duration) -> Config {
+/// What a node is told at its start, so long after the simulation began, where the wall clock is
+/// so many seconds ahead.
+pub(crate) fn node_config(peer: PeerId, since_epoch: Duration, ahead_seconds: i64) -> Config {
     let since_epoch_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
     Config {
         peer,
-        started_at_unix_ms: EPOCH_UNIX_MS + since_epoch_ms,
+        // A clock cannot be before 1970.
+        started_at_unix_ms: (EPOCH_UNIX_MS + since_epoch_ms).saturating_add_signed(ahead_seconds * 1000),
         router_port: ROUTER_PORT,
         registry_port: REGISTRY_PORT,
         zone: None,
@@ -156,7 +158,7 @@ impl NodeParts {
         let control = Control::new(peer, inputs.clone());
         let (reports, report_requests) = shell::reports();
         *lock(&self.running) = Some(Running { reports });
-        let config = node_config(peer, elapsed());
+        let config = node_config(peer, elapsed(), 0);
         let seed = self.seed.wrapping_add(config.started_at_unix_ms);
         let node = Node::new(clock::now(), config, node_seed(seed, &self.name));
         let ports = Ports {

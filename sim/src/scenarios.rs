@@ -10,6 +10,7 @@ use crate::{
     image::Image,
     incidents,
     scenario::{Outcome, Scenario},
+    untruths,
 };
 
 /// The image that most scenarios are about.
@@ -39,7 +40,7 @@ const OTHERS: &[Named] = &[
 
 /// Every scenario there is, for replay by name.
 pub fn all() -> impl Iterator<Item = Named> {
-    incidents::ALL.iter().chain(OTHERS).copied()
+    incidents::ALL.iter().chain(OTHERS).chain(untruths::ALL).copied()
 }
 
 /// The scenario of this name.
@@ -48,11 +49,11 @@ pub fn named(name: &str) -> Option<Scenario> {
     all().find(|(known, _)| *known == name).map(|(_, scenario)| scenario())
 }
 
-const fn seconds(count: u64) -> Duration {
+pub(crate) const fn seconds(count: u64) -> Duration {
     Duration::from_secs(count)
 }
 
-fn name(n: usize) -> String {
+pub(crate) fn name(n: usize) -> String {
     format!("n{n}")
 }
 
@@ -66,7 +67,7 @@ fn cluster(scenario: &'static str, ends_at: Duration, nodes: usize, holders: usi
 }
 
 /// Every pull went well at the first try.
-fn expect_first_tries(outcome: &Outcome, count: usize, longest: Duration) -> Result<(), String> {
+pub(crate) fn expect_first_tries(outcome: &Outcome, count: usize, longest: Duration) -> Result<(), String> {
     outcome.expect_pulls(count, longest)?;
     match outcome.pulls.iter().find(|pull| pull.tries > 1) {
         Some(pull) => Err(format!("a pull had to be tried again: {pull:?}")),

@@ -239,7 +239,7 @@ impl<'a> World<'a> {
             Fault::CutUpstream => self.upstream.set_cut(true),
             Fault::RestoreUpstream => self.upstream.set_cut(false),
             Fault::ThrottleUpstream { requests_per_second } => self.upstream.throttle(*requests_per_second),
-            Fault::Stop { .. } | Fault::Lossy(_) => {
+            Fault::Stop { .. } | Fault::Lossy(_) | Fault::Suspend { .. } | Fault::StepClock { .. } => {
                 return Err(format!("{fault:?} needs the light driver"));
             }
         }

@@ -100,10 +100,25 @@ const CATCH_UP_INTERVAL: Duration = Duration::from_millis(500);
 /// suspects peers whose answers wait in its socket buffers.
 const STALL_MIN: Duration = Duration::from_secs(1);
 
-/// How far this node's generation jumps at most, in milliseconds (a century), to outdo a record
-/// of itself from before its clock was set back. Without a bound, one made-up record could use
-/// up all generations.
-const GENERATION_JUMP_MAX: u64 = 100 * 366 * 24 * 3600 * 1000;
+/// How far ahead of the generation that its process began with (the wall clock, in milliseconds) a
+/// node goes to outdo a record of itself that is ahead: of a life whose clock was ahead, or made up.
+/// Ten thousand years. Less and a node whose clock was that wrong once stays out until others have
+/// forgotten that life; much more, and made-up records could use up all generations.
+const GENERATION_LEAD_MAX: u64 = 10_000 * 366 * 24 * 3600 * 1000;
+
+/// Records of others further ahead than this are dropped, lest there be any that their owner cannot
+/// outdo, and leave it out for [`FORGET_AFTER`]. Between this and [`GENERATION_LEAD_MAX`] is room
+/// for owners whose clocks are behind this node's.
+const HEARSAY_LEAD_MAX: u64 = GENERATION_LEAD_MAX / 2;
+
+/// How long after a peer that has the generation of either node wrong was corrected it is corrected
+/// again. Two that cannot agree answer each other's corrections for ever, as fast as the network
+/// goes if this is too short; longer and a lost correction delays a node's return.
+const CORRECT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Most peers whose last correction is remembered; beyond them none is corrected. Fewer and a node
+/// whose clock was set back before its restart waits for members of a large cluster to find it.
+const CORRECTED_MAX: usize = 1024;
 
 /// What membership wants done, or tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,6 +160,10 @@ pub(crate) struct Membership {
     accepted: bool,
     /// When to announce this node to a random member.
     announce_at: Option<Instant>,
+    /// Generation that this process began with.
+    born_as: u64,
+    /// When peers were told last that they have a generation wrong.
+    corrected: BTreeMap<PeerId, Instant>,
     /// Whether timers were postponed since any fired.
     postponed: bool,
     left: bool,
@@ -164,7 +183,7 @@ impl Membership {
     /// A cluster of one.
     pub(crate) fn new(me: Member, seed: u64) -> Self {
         let me = Member { addrs: usable_addrs(me.addrs.iter().copied()).into(), ..me };
-        let introduced_as = me.generation;
+        let born_as = me.generation;
         let config = foca::Config {
             probe_period: PROBE_PERIOD,
             probe_rtt: PROBE_RTT,
@@ -186,9 +205,11 @@ impl Membership {
             rng: Rng::new(seed, "membership"),
             timers: Timers::default(),
             members: BTreeMap::new(),
-            introduced_as,
+            introduced_as: born_as,
             accepted: true,
             announce_at: None,
+            born_as,
+            corrected: BTreeMap::new(),
             postponed: false,
             left: false,
             members_max: MEMBERS_MAX,
@@ -351,24 +372,35 @@ impl Membership {
         if src.peer != from || dst.peer != me || from == me {
             return Err(Malformed);
         }
+        let lead_max = self.born_as.saturating_add(GENERATION_LEAD_MAX);
+        if src.generation > lead_max {
+            return Err(Malformed);
+        }
         if self.left {
             return Ok(());
         }
+
+        let hearsay_max = self.born_as.saturating_add(HEARSAY_LEAD_MAX);
+        let mut changed = false;
+        packet.updates.retain(|update| {
+            let keeps = update.id().0.generation <= hearsay_max;
+            changed |= !keeps;
+            keeps
+        });
 
         // A later life of this node is known to others: its clock was set back before this one.
         let records = packet.updates.iter().map(|update| &update.id().0);
         let ahead = records.filter(|known| known.peer == me).chain([&dst]);
         if let Some(generation) = ahead.map(|known| known.generation).max()
-            && let Some(jump) = generation.checked_sub(self.me().generation)
-            && (1..=GENERATION_JUMP_MAX).contains(&jump)
+            && generation > self.me().generation
+            && generation < lead_max
         {
-            let generation = generation.saturating_add(1);
-            self.become_known_as(Member { generation, ..self.me().clone() });
+            self.become_known_as(Member { generation: generation + 1, ..self.me().clone() });
         }
         // foca ignores what is addressed to another life of this node, and the sender would
         // suspect it for that. The announcement tells it who is here.
         if dst.generation != self.me().generation && packet.header.message != Message::Announce {
-            self.announce(src);
+            self.correct(now, src);
             return Ok(());
         }
         // The other way round: the sender must learn that it has to outdo an earlier life.
@@ -376,23 +408,24 @@ impl Membership {
         let later = known.find(|known| known.peer == from && known.generation > src.generation).cloned();
         drop(known);
         if let Some(later) = later {
-            self.announce(later);
+            self.correct(now, later);
             return Ok(());
         }
 
         let members_before = self.members.len();
-        if self.foca.iter_membership_state().len() + packet.updates.len() < self.members_max {
-            self.foca.handle_data(bytes, &mut self.runtime).map_err(|_| Malformed)?;
-        } else {
+        if self.foca.iter_membership_state().len() + packet.updates.len() >= self.members_max {
             let known: BTreeSet<PeerId> =
                 self.foca.iter_membership_state().map(|known| known.id().0.peer).collect();
             if !known.contains(&from) {
                 return Ok(());
             }
             packet.updates.retain(|update| known.contains(&update.id().0.peer));
-            let bytes = packet.encode().map_err(|_| Malformed)?;
-            self.foca.handle_data(&bytes, &mut self.runtime).map_err(|_| Malformed)?;
+            changed = true;
         }
+        let encoded = if changed { Some(packet.encode().map_err(|_| Malformed)?) } else { None };
+        self.foca
+            .handle_data(encoded.as_deref().unwrap_or(bytes), &mut self.runtime)
+            .map_err(|_| Malformed)?;
         self.tell_changes();
 
         let full = bytes.len() > PACKET_SIZE_MAX / 2;
@@ -405,6 +438,15 @@ impl Membership {
     fn become_known_as(&mut self, me: Member) {
         // Fails only for the same identity, at the last generation: nothing to change then.
         let _ = self.foca.change_identity(Id(me), &mut self.runtime);
+    }
+
+    /// Tells a peer which life of this node is here, and by which life of its own it is known.
+    fn correct(&mut self, now: Instant, peer: Member) {
+        self.corrected.retain(|_, at| now.saturating_duration_since(*at) < CORRECT_INTERVAL);
+        if self.corrected.len() < CORRECTED_MAX && !self.corrected.contains_key(&peer.peer) {
+            self.corrected.insert(peer.peer, now);
+            self.announce(peer);
+        }
     }
 
     fn announce(&mut self, to: Member) {

@@ -586,12 +586,60 @@ fn unusable_addresses_are_left_out() {
 }
 
 #[test]
-fn made_up_generation_cannot_use_up_all_of_them() {
+fn made_up_generation_of_this_node_is_outdone_up_to_a_bound() {
     let now = crate::test_time::start();
     let mut node = Membership::new(member(0, 5), 1);
-    let bytes = packet(member(1, 5), member(0, u64::MAX), Message::Announce, vec![]);
-    node.on_message(now, peer(1), &bytes).expect("is well formed");
+    let claim = |node: &mut Membership, generation| {
+        let bytes = packet(member(1, 5), member(0, generation), Message::Announce, vec![]);
+        node.on_message(now, peer(1), &bytes).expect("is well formed");
+    };
+    claim(&mut node, u64::MAX);
     assert_eq!(node.me().generation, 5);
+    claim(&mut node, GENERATION_LEAD_MAX);
+    assert_eq!(node.me().generation, GENERATION_LEAD_MAX + 1);
+    for lead in [5, 6, 7, u64::MAX] {
+        claim(&mut node, GENERATION_LEAD_MAX.saturating_add(lead));
+    }
+    assert_eq!(node.me().generation, GENERATION_LEAD_MAX + 1, "pushed on by several claims");
+}
+
+#[test]
+fn generation_that_its_owner_could_not_outdo_is_not_believed() {
+    let now = crate::test_time::start();
+    let mut node = Membership::new(member(0, GENERATION), 1);
+    let most = GENERATION + HEARSAY_LEAD_MAX;
+    let told = [member(2, most + 1), member(3, most), member(4, u64::MAX)];
+    let updates = told.map(|m| foca::Member::alive(Id(m))).into();
+    let bytes = packet(member(1, 5), member(0, GENERATION), Message::Gossip, updates);
+    node.on_message(now, peer(1), &bytes).expect("is well formed");
+    let known: BTreeSet<_> = node.members().map(|known| known.peer).collect();
+    assert_eq!(known, BTreeSet::from([peer(1), peer(3)]));
+    // An owner that had to outdo that is believed what it says itself.
+    let outdone = packet(member(3, most + 1), member(0, GENERATION), Message::Gossip, vec![]);
+    node.on_message(now, peer(3), &outdone).expect("is well formed");
+    assert_eq!(node.member(&peer(3)).map(|known| known.generation), Some(most + 1));
+    let beyond = GENERATION + GENERATION_LEAD_MAX + 1;
+    let beyond = packet(member(5, beyond), member(0, GENERATION), Message::Announce, vec![]);
+    assert_eq!(node.on_message(now, peer(5), &beyond), Err(Malformed));
+}
+
+/// Each answered the other's correction by one of its own, as fast as the network went.
+#[test]
+fn peers_that_cannot_agree_on_a_generation_are_corrected_once_a_second() {
+    let now = crate::test_time::start();
+    let mut node = Membership::new(member(0, 5), 1);
+    let greet = |generation, to| packet(member(1, generation), member(0, to), Message::Announce, vec![]);
+    node.on_message(now, peer(1), &greet(100, 5)).expect("is well formed");
+    let mut corrections = 0;
+    for tenth in 0..100 {
+        for _ in 0..10 {
+            let reply = node.on_reply(now + millis(100 * tenth), peer(1), &greet(7, u64::MAX));
+            reply.expect("is well formed");
+        }
+        let sent = std::iter::from_fn(|| node.poll_event());
+        corrections += sent.filter(|event| matches!(event, Event::Send { .. })).count();
+    }
+    assert_eq!(corrections, 10);
 }
 
 /// An announcement as a later release may send it: more fields, and addresses of other kinds.

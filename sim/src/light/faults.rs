@@ -25,6 +25,17 @@ impl World<'_> {
                 self.end_process(node);
             }
             Fault::Freeze { node, pause } => self.freeze(self.index_of(node), *pause),
+            Fault::Suspend { node, pause } => {
+                let node = self.index_of(node);
+                let machine = &mut self.machines[node];
+                machine.asleep_until = self.now + *pause;
+                machine.slept += *pause;
+                self.freeze(node, *pause);
+            }
+            Fault::StepClock { node, ahead_seconds } => {
+                let node = self.index_of(node);
+                self.machines[node].ahead_seconds = *ahead_seconds;
+            }
             Fault::Partition { left, right } => {
                 self.watch.uneasy();
                 for left in left {

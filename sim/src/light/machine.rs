@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use spegel_core::{ExchangeId, Node, PeerId, PullId, oci::Digest};
@@ -26,10 +26,23 @@ pub(super) struct Machine {
     pub(super) life: u64,
     pub(super) process: Option<Process>,
     pub(super) frozen_until: Duration,
+    /// The machine sleeps until then.
+    pub(super) asleep_until: Duration,
+    /// How long it has slept in all: its monotonic clock is behind by so much.
+    pub(super) slept: Duration,
+    /// How far its wall clock is ahead.
+    pub(super) ahead_seconds: i64,
     pub(super) stopping: bool,
     pub(super) corrupt: bool,
     pub(super) bytes_per_second: u64,
     pub(super) was_ready: bool,
+}
+
+impl Machine {
+    /// What its monotonic clock says.
+    pub(super) fn clock(&self, base: Instant, now: Duration) -> Instant {
+        base + now.saturating_sub(self.slept)
+    }
 }
 
 /// A mirror's process.
@@ -70,6 +83,9 @@ pub(super) fn machine(index: Index, name: &str) -> Machine {
         life: 0,
         process: None,
         frozen_until: Duration::ZERO,
+        asleep_until: Duration::ZERO,
+        slept: Duration::ZERO,
+        ahead_seconds: 0,
         stopping: false,
         corrupt: false,
         bytes_per_second: BYTES_PER_SECOND,

@@ -189,10 +189,11 @@ impl<'a> World<'a> {
     }
 
     fn outcome(self, error: Option<String>) -> Outcome {
-        let now = self.base + self.now;
+        let (base, now) = (self.base, self.now);
         let running = self.machines.iter().filter_map(|machine| Some((machine, machine.process.as_ref()?)));
-        let reports: BTreeMap<_, _> =
-            running.map(|(machine, process)| (machine.name.clone(), process.node.report(now))).collect();
+        let reports = running
+            .map(|(machine, process)| (machine.name.clone(), process.node.report(machine.clock(base, now))));
+        let reports: BTreeMap<_, _> = reports.collect();
         let disagreement = if self.plan.agrees_at_end { agreement(&reports).err() } else { None };
         let reads = self.machines.iter();
         Outcome {
@@ -297,7 +298,8 @@ impl<'a> World<'a> {
         machine.life += 1;
         // Each process draws other numbers than the one before.
         let seed = node_seed(seed.wrapping_add(machine.life << 32), &machine.name);
-        let core = Node::new(self.base + now, node_config(machine.peer, now), seed);
+        let config = node_config(machine.peer, now, machine.ahead_seconds);
+        let core = Node::new(machine.clock(self.base, now), config, seed);
         machine.process = Some(Process {
             node: core,
             sizes: BTreeMap::new(),
@@ -335,6 +337,7 @@ impl<'a> World<'a> {
     fn handle(&mut self, node: Index, input: Input) {
         let now = self.now;
         let machine = &mut self.machines[node];
+        let clock = machine.clock(self.base, now);
         let Some(process) = &mut machine.process else { return };
         if machine.frozen_until > now {
             let (at, life) = (machine.frozen_until, machine.life);
@@ -342,19 +345,20 @@ impl<'a> World<'a> {
         }
         self.trace.input(now, &machine.name, &input);
         self.watch.input(now, &machine.name, &input);
-        process.node.handle(self.base + now, input);
+        process.node.handle(clock, input);
         self.drain(node);
     }
 
     fn wake(&mut self, node: Index) {
         let now = self.now;
         let machine = &mut self.machines[node];
+        let clock = machine.clock(self.base, now);
         let Some(process) = &mut machine.process else { return };
         if machine.frozen_until > now {
             // It is woken by its thaw.
             return;
         }
-        process.node.handle_timeout(self.base + now);
+        process.node.handle_timeout(clock);
         self.drain(node);
     }
 
@@ -372,7 +376,7 @@ impl<'a> World<'a> {
         let (base, now) = (self.base, self.now);
         let machine = &mut self.machines[node];
         let timeout = machine.process.as_ref().and_then(|process| process.node.poll_timeout());
-        let wake_at = timeout.map(|(at, _)| at.saturating_duration_since(base).max(now));
+        let wake_at = timeout.map(|(at, _)| (at.saturating_duration_since(base) + machine.slept).max(now));
         self.wakes.wish(node, wake_at);
     }
 
@@ -447,7 +451,7 @@ impl<'a> World<'a> {
     fn reach(&self, from: Index, to: Index) -> Reach {
         let machine = &self.machines[to];
         let pair = (from.min(to), from.max(to));
-        if !machine.powered || self.cuts.contains(&pair) {
+        if !machine.powered || machine.asleep_until > self.now || self.cuts.contains(&pair) {
             Reach::Silent
         } else if machine.process.is_none() {
             Reach::Refused
@@ -470,7 +474,7 @@ impl<'a> World<'a> {
     fn report(&mut self) {
         for machine in &self.machines {
             if let Some(process) = &machine.process {
-                self.watch.report(&machine.name, &process.node.report(self.base + self.now));
+                self.watch.report(&machine.name, &process.node.report(machine.clock(self.base, self.now)));
             }
         }
         self.after(REPORT_INTERVAL, Event::Report);

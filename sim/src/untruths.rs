@@ -1,0 +1,145 @@
+//! Scenarios in which what a node is told is not so: what time it is, where others are, what
+//! language they speak.
+
+use std::time::Duration;
+
+use spegel_core::Notice;
+
+use crate::{
+    fault::Fault,
+    image::Image,
+    scenario::{Outcome, Scenario},
+    scenarios::{Named, expect_first_tries, name, seconds},
+};
+
+/// Every scenario of this file, for replay by name.
+pub(crate) const ALL: &[Named] = &[("clocks_step", clocks_step)];
+
+/// Bytes of each layer.
+const LAYER_BYTES: usize = 100_000;
+
+// --- clocks ---------------------------------------------------------------------------------------
+
+const HOUR: i64 = 3600;
+const YEAR: i64 = 366 * 24 * HOUR;
+
+/// From the epoch of the simulation to 1970, where a clock without a battery begins.
+const TO_1970: i64 = -1_800_000_000;
+
+/// A node whose mirror ends, and starts again by a clock that is so wrong.
+struct Step {
+    node: usize,
+    ends_at: u64,
+    /// Says farewell, or dies.
+    farewell: bool,
+    starts_at_ms: u64,
+    ahead_seconds: i64,
+}
+
+const fn step(node: usize, ends_at: u64, starts_at_ms: u64, ahead_seconds: i64) -> Step {
+    Step { node, ends_at, farewell: false, starts_at_ms, ahead_seconds }
+}
+
+/// The others take the earlier life for alive, suspect it, have declared it down, or were told
+/// goodbye; its clock was right, or ahead, and is corrected or set back too far.
+const STEPS: &[Step] = &[
+    step(1, 20, 20_300, -HOUR),
+    step(2, 25, 28_000, TO_1970),
+    step(3, 30, 55_000, TO_1970),
+    step(4, 35, 35_300, 5 * YEAR),
+    step(5, 40, 40_300, 170 * YEAR),
+    Step { node: 4, ends_at: 60, farewell: true, starts_at_ms: 62_000, ahead_seconds: 0 },
+    step(5, 70, 70_300, TO_1970),
+];
+
+/// This machine sleeps, for long enough to be declared down.
+const SLEEPER: usize = 7;
+const SLEEPS_AT: Duration = seconds(45);
+const SLEEPS_FOR: Duration = seconds(40);
+
+/// These are there all the time.
+const OBSERVERS: [usize; 2] = [6, 8];
+
+/// Until when each node that is back must be a member to all, and what it holds be found.
+const MEMBER_AGAIN_MAX: Duration = seconds(3);
+
+/// After a sleep it is found out at first that one is taken for dead: by the first probe.
+const AWAKE_AGAIN_MAX: Duration = seconds(6);
+
+fn held_by(n: usize) -> String {
+    format!("registry.test/of-n{n}:1")
+}
+
+/// Eight nodes with an image each. Mirrors are restarted after their machines' clocks were set
+/// back by an hour, to 1970, or put right again after having been ahead by years; one machine
+/// sleeps for 40 s without noticing. Each is a full member again seconds later, what it holds is
+/// found, and nothing that is still said of its earlier life harms it.
+#[must_use]
+pub fn clocks_step() -> Scenario {
+    let mut scenario = Scenario::new("clocks_step", seconds(120))
+        .light()
+        .nodes(8)
+        .fault(Duration::ZERO, Fault::CutUpstream)
+        .fault(SLEEPS_AT, Fault::Suspend { node: name(SLEEPER), pause: SLEEPS_FOR });
+    for n in 1..=8 {
+        let image = Image::new(&held_by(n), 1, LAYER_BYTES, n as u64);
+        scenario = scenario.image(image).preload(&name(n), &held_by(n));
+    }
+    for (turn, step) in STEPS.iter().enumerate() {
+        let (node, ends_at) = (name(step.node), seconds(step.ends_at));
+        let starts_at = Duration::from_millis(step.starts_at_ms);
+        let end = match step.farewell {
+            true => Fault::Stop { node: node.clone() },
+            false => Fault::Crash { node: node.clone() },
+        };
+        scenario = scenario
+            .fault(ends_at, end)
+            .fault(ends_at, Fault::StepClock { node: node.clone(), ahead_seconds: step.ahead_seconds })
+            .fault(starts_at, Fault::Start { node: node.clone() })
+            // It pulls, and is pulled from, by one that has not done so before.
+            .pull(starts_at + MEMBER_AGAIN_MAX, &node, &held_by(8))
+            .pull(starts_at + MEMBER_AGAIN_MAX, &name(OBSERVERS[turn / 5]), &held_by(step.node));
+    }
+    scenario
+        .pull(SLEEPS_AT + SLEEPS_FOR + AWAKE_AGAIN_MAX, &name(8), &held_by(SLEEPER))
+        .pull(SLEEPS_AT + SLEEPS_FOR + AWAKE_AGAIN_MAX, &name(SLEEPER), &held_by(8))
+        .expect(|outcome| {
+            expect_first_tries(outcome, STEPS.len() * 2 + 2, seconds(1))?;
+            for step in STEPS {
+                let last = STEPS.iter().rfind(|other| other.node == step.node);
+                let is_last = last.is_some_and(|last| last.starts_at_ms == step.starts_at_ms);
+                let back_at = Duration::from_millis(step.starts_at_ms);
+                expect_member_again(outcome, step.node, back_at, MEMBER_AGAIN_MAX, is_last)?;
+            }
+            expect_member_again(outcome, SLEEPER, SLEEPS_AT + SLEEPS_FOR, AWAKE_AGAIN_MAX, true)
+        })
+}
+
+/// Those that were there all the time took note of a node by then; if this was its last life, nobody lost it after.
+fn expect_member_again(
+    outcome: &Outcome,
+    node: usize,
+    back_at: Duration,
+    within: Duration,
+    for_good: bool,
+) -> Result<(), String> {
+    let me = &outcome.reports.get(&name(node)).ok_or_else(|| format!("n{node} does not run at the end"))?.me;
+    for observer in OBSERVERS.map(name) {
+        let of_observer = outcome.notices.iter().filter(|(at, who, _)| *who == observer && *at >= back_at);
+        let mut up_at = None;
+        for (at, _, notice) in of_observer {
+            let is_up = matches!(notice, Notice::MemberUp { member } if member.peer == me.peer);
+            let is_down = matches!(notice, Notice::MemberDown { peer } if *peer == me.peer);
+            if is_down && up_at.is_some() && for_good {
+                return Err(format!("{observer} took n{node} for dead again at {at:?}"));
+            }
+            if is_up {
+                up_at = up_at.or(Some(*at));
+            }
+        }
+        if up_at.is_none_or(|at| at > back_at + within) {
+            return Err(format!("{observer} took note of n{node}, back at {back_at:?}, at {up_at:?}"));
+        }
+    }
+    Ok(())
+}

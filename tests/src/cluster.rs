@@ -182,16 +182,28 @@ impl Cluster {
     /// Publishes an image, imports it on some nodes, and waits until another can find all of it there.
     #[must_use]
     pub fn held_image(&self, spec: &ImageSpec, holders: &[&Node], finder: &Node) -> Image {
-        let image = self.image(spec);
+        self.held_images(std::slice::from_ref(spec), holders, finder).remove(0)
+    }
+
+    /// The same for several images.
+    #[must_use]
+    pub fn held_images(&self, specs: &[ImageSpec], holders: &[&Node], finder: &Node) -> Vec<Image> {
+        let images: Vec<Image> = specs.iter().map(|spec| self.image(spec)).collect();
         for holder in holders {
-            self.expect("import", holder.import(&image));
-            let local = || holder.finds(&image.blob_path(&image.layers[0]));
-            self.expect("the holder knows", crate::wait_for("local", HELD_MAX, local));
+            for image in &images {
+                self.expect("import", holder.import(image));
+            }
+            for image in &images {
+                let local = || holder.finds(&image.blob_path(&image.layers[0]));
+                self.expect("the holder knows", crate::wait_for("local", HELD_MAX, local));
+            }
         }
-        self.expect("shared", finder.wait_finds(&image, HELD_MAX));
+        for image in &images {
+            self.expect("shared", finder.wait_finds(image, HELD_MAX));
+        }
         // The first holder may have answered for the others.
         thread::sleep(ANNOUNCED_BY_ALL);
-        image
+        images
     }
 
     /// A directory for the test's own files, removed with the cluster.

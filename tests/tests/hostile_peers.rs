@@ -3,16 +3,16 @@
 #![allow(clippy::disallowed_methods, reason = "real parts run on the real clock; nothing here is simulated")]
 #![allow(clippy::print_stdout, reason = "figures are worth reading when a test passes too")]
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use spegel_tests::{Cluster, ClusterOptions, Generation, Image, ImageSpec, Node, Puller, ROUTER_PORT, mib};
+use spegel_tests::{
+    Cluster, ClusterOptions, Generation, Image, ImageSpec, MIRROR_PORT, Node, Puller, ROUTER_PORT, StandIn,
+    mib, request_head, stay_silent,
+};
 
-const PATIENCE: Duration = Duration::from_secs(20);
 const ADDED_MAX: Duration = Duration::from_secs(3);
 const ROUTER_CONNECTIONS: usize = 300;
 /// Where the liar listens on the node whose registry it stands in for.
@@ -35,16 +35,7 @@ enum Lie {
 
 /// Answers one connection with a lie about whatever it is asked for.
 fn lie(lie: Lie, mut stream: TcpStream, image: &Image) {
-    let _ = stream.set_read_timeout(Some(PATIENCE));
-    let mut request = Vec::new();
-    let mut buffer = [0; 4096];
-    while !request.windows(4).any(|end| end == b"\r\n\r\n") {
-        match stream.read(&mut buffer) {
-            Ok(0) | Err(_) => return,
-            Ok(read) => request.extend_from_slice(&buffer[..read]),
-        }
-    }
-    let request = String::from_utf8_lossy(&request).into_owned();
+    let Some(request) = request_head(&mut stream) else { return };
     // Whoever resolves a tag is believed: nobody can check that. The liar lies about content.
     let by_tag = || image.blobs.iter().find(|blob| blob.digest == image.digest);
     let by_digest = image.blobs.iter().find(|blob| request.contains(&blob.digest));
@@ -78,9 +69,7 @@ fn lie(lie: Lie, mut stream: TcpStream, image: &Image) {
         Lie::NoHttp => {
             let _ = stream.write_all(&b"\x00\xffnot HTTP at all\r\n".repeat(1000));
         }
-        Lie::Silence => {
-            let _ = stream.read(&mut buffer);
-        }
+        Lie::Silence => stay_silent(&mut stream),
         Lie::HangUp => {}
         Lie::WrongBytes => {
             let _ = stream.write_all(head(asked.size, &asked.digest).as_bytes());
@@ -89,25 +78,13 @@ fn lie(lie: Lie, mut stream: TcpStream, image: &Image) {
     }
 }
 
-/// Puts a liar in the place of a node's registry for everybody else; gives how often it was asked.
-fn replace_registry(node: &Node, what: Lie, image: &Image) -> Arc<AtomicU32> {
-    let addr = SocketAddr::new(node.address(), LIAR_PORT);
-    let listener = node.netns().enter(|| TcpListener::bind(addr)).expect("the port is free");
-    let asked = Arc::new(AtomicU32::new(0));
-    let (count, image) = (asked.clone(), image.clone());
-    // Ends with the process: its listener has no more to say once the namespace is gone.
-    thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            count.fetch_add(1, Ordering::Relaxed);
-            let image = image.clone();
-            thread::spawn(move || lie(what, stream, &image));
-        }
-    });
-    let rules = format!(
-        "table ip liar {{ chain c {{ type nat hook prerouting priority -100; iifname eth0 tcp dport 5000 redirect to :{LIAR_PORT}; }}; }}"
-    );
-    node.netns().nft(&rules).expect("nat is in the kernel");
-    asked
+/// Puts a liar in the place of a node's registry for everybody else.
+fn replace_registry(node: &Node, what: Lie, image: &Image) -> StandIn {
+    let image = image.clone();
+    let address = SocketAddr::new(node.address(), LIAR_PORT);
+    let liar = StandIn::start(node.netns(), address, move |stream| lie(what, stream, &image));
+    node.netns().divert(MIRROR_PORT, LIAR_PORT);
+    liar
 }
 
 fn hold(cluster: &Cluster, tag: &str, layers: &[u64]) -> Image {
@@ -123,13 +100,13 @@ fn liar_is_left(generation: Generation, what: Lie) {
     let image = hold(&cluster, "lied-about", layers);
     cluster.upstream.cut();
     let calm = cluster.expect("pull", puller.pull(Puller::Cri, &calm_image.by_tag()));
-    let asked = replace_registry(liar, what, &image);
+    let stand_in = replace_registry(liar, what, &image);
     let start = Instant::now();
     let pulled = puller.pull(Puller::Cri, &image.by_tag());
     cluster.expect(&format!("{what:?}: pulled all the same"), pulled);
     let added = start.elapsed().saturating_sub(calm);
     cluster.expect("content", puller.verify(&image));
-    let times = asked.load(Ordering::Relaxed);
+    let times = stand_in.asked();
     println!("{generation:?} {what:?}: {added:?} more than {calm:?}, liar asked {times} times");
     assert!(times > 0, "{what:?}: the liar was never asked, so nothing was shown");
     assert!(added <= ADDED_MAX, "{what:?} added {added:?} to {calm:?}, not {ADDED_MAX:?}");

@@ -69,13 +69,12 @@ pub fn request_head(stream: &mut TcpStream) -> Option<String> {
     Some(String::from_utf8_lossy(&head).into_owned())
 }
 
-/// Answers every request on the connection with this status and no content, as an HTTP server in trouble.
+/// Answers a request with this status and no content, as an HTTP server in trouble; one for each connection, so
+/// that [`StandIn::asked`] counts requests.
 pub fn answer_status(stream: &mut TcpStream, status: &str) {
-    while request_head(stream).is_some() {
-        let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
-        if stream.write_all(answer.as_bytes()).is_err() {
-            return;
-        }
+    if request_head(stream).is_some() {
+        let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        let _gone_away = stream.write_all(answer.as_bytes());
     }
 }
 

@@ -1,0 +1,43 @@
+//! All other nodes pull at once what one has: all are served without the registry, and those that have got a
+//! layer relieve the first holder of it. Mirrors the simulated scenario `flash_crowd`, on as many nodes as a
+//! machine with two cores bears.
+#![allow(clippy::print_stdout, reason = "figures are worth reading when a test passes too")]
+
+use std::thread;
+use std::time::Duration;
+
+use spegel_tests::{Cluster, ClusterOptions, Generation, ImageSpec, Puller, mib, percentile};
+
+const NODES: u8 = 8;
+const NODE_MBIT: u32 = 200;
+const LAYERS: [u64; 12] = [mib(1); 12];
+
+#[test]
+fn crowd_is_served_by_many_and_not_by_the_registry() {
+    let mut options = ClusterOptions::new(NODES, Generation::V2_1);
+    options.node_mbit = Some(NODE_MBIT);
+    let cluster = Cluster::with_spegel(options);
+    let [holder, crowd @ ..] = cluster.nodes.as_slice() else { panic!("eight nodes") };
+    let image = cluster.held_image(&ImageSpec::new("crowd", "1", &LAYERS).single(), &[holder], &crowd[0]);
+    let connections = cluster.upstream.connections();
+    let before = cluster.bytes_sent();
+    let took: Vec<Duration> = thread::scope(|scope| {
+        let pull = |node: &spegel_tests::Node| {
+            let took = cluster.expect("pull", node.pull(Puller::Cri, &image.by_tag()));
+            cluster.expect("content", node.verify(&image));
+            took
+        };
+        let pulls: Vec<_> = crowd.iter().map(|node| scope.spawn(move || pull(node))).collect();
+        pulls.into_iter().map(|pull| pull.join().expect("a pull goes well")).collect()
+    });
+    let sent: Vec<u64> =
+        cluster.bytes_sent().iter().zip(&before).map(|(after, before)| after - before).collect();
+    let all: u64 = sent.iter().sum();
+    println!(
+        "half within {:?}, longest {:?}; sent by each: {sent:?}",
+        percentile(&took, 50),
+        percentile(&took, 100)
+    );
+    println!("the first holder sent {} of 1000 bytes", sent[0] * 1000 / all);
+    assert_eq!(cluster.upstream.connections(), connections, "0 connections to the registry");
+}

@@ -5,7 +5,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use spegel_tests::{Cluster, ClusterOptions, Generation, ImageSpec, Puller};
+use spegel_tests::{Cluster, ClusterOptions, Generation, Image, ImageSpec, Node, Puller};
 
 const LAYERS: [u64; 2] = [100_000, 100_000];
 const PAUSE: Duration = Duration::from_secs(8);
@@ -23,7 +23,7 @@ fn mirror_that_wakes_is_a_member_again_and_shares() {
     let own = cluster.held_image(&ImageSpec::new("frozen", "own", &LAYERS), &[frozen], far);
     let wanted = cluster.held_image(&ImageSpec::new("frozen", "wanted", &LAYERS), &[other], far);
     cluster.upstream.cut();
-    let pull = |puller: &spegel_tests::Node, image: &spegel_tests::Image| {
+    let pull = |puller: &Node, image: &Image| {
         let took = cluster.expect("pull", puller.pull(Puller::Cri, &image.by_tag()));
         cluster.expect("content", puller.verify(image));
         println!("{} pulled {} in {took:?}", puller.name, image.by_tag());

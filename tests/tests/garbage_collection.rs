@@ -5,7 +5,7 @@
 use std::thread;
 use std::time::Duration;
 
-use spegel_tests::{Cluster, ClusterOptions, Generation, ImageSpec, Puller, mib};
+use spegel_tests::{Cluster, ClusterOptions, Generation, Image, ImageSpec, Puller, mib};
 
 /// A layer takes half a second, so that the content is gone in mid-pull.
 const NODE_MBIT: u32 = 100;
@@ -25,7 +25,7 @@ fn pulls_survive_that_holders_delete_what_they_serve() {
     let images = cluster.held_images(&specs, &[one, two, keeper], far);
     cluster.upstream.cut();
     let (calm_image, raced) = images.split_first().expect("three images");
-    let pull_both = |image: &spegel_tests::Image, meanwhile: &dyn Fn()| -> Duration {
+    let pull_both = |image: &Image, meanwhile: &dyn Fn()| -> Duration {
         thread::scope(|scope| {
             let pulls = [near, far].map(|puller| {
                 let cluster = &cluster;

@@ -1,8 +1,10 @@
 //! Garbage from the network costs a pull a moment, never its success: on the port where nodes talk to each
-//! other, and from a holder whose registry lies.
+//! other, and from a holder whose registry lies. Only a layer with wrong bytes costs one try. Mirrors the simulated
+//! scenario `corrupting_peer`.
 #![allow(clippy::disallowed_methods, reason = "real parts run on the real clock; nothing here is simulated")]
 #![allow(clippy::print_stdout, reason = "figures are worth reading when a test passes too")]
 
+use std::fs;
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::thread;
@@ -23,6 +25,14 @@ const LARGE: &[u64] = &[mib(4), mib(1)];
 /// So short that it is checked first; and so many that the liar is asked for some of them.
 const SMALL: &[u64] = &[100_000, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000];
 
+/// Longer than what is checked first; and so many that the liar is asked for some of them.
+const MANY_LARGE: &[u64] = &[300_000; 8];
+/// Content up to this is checked before containerd gets any of it.
+const CHECKED_BYTES_MAX: u64 = 128 * 1024;
+/// The pause of the kubelet before it tries again; four tries are what the simulator allows.
+const KUBELET_PAUSE: Duration = Duration::from_secs(10);
+const TRIES_MAX: u32 = 4;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lie {
     WrongDigest,
@@ -31,6 +41,8 @@ enum Lie {
     Silence,
     HangUp,
     WrongBytes,
+    /// Wrong bytes of what is not checked first, right ones of the rest.
+    WrongLayers,
 }
 
 /// Answers one connection with a lie about whatever it is asked for.
@@ -71,7 +83,12 @@ fn lie(lie: Lie, mut stream: TcpStream, image: &Image) {
         }
         Lie::Silence => stay_silent(&mut stream),
         Lie::HangUp => {}
-        Lie::WrongBytes => {
+        Lie::WrongLayers if asked.size <= CHECKED_BYTES_MAX => {
+            let bytes = fs::read(&asked.path).expect("the image is on disk");
+            let _ = stream.write_all(head(asked.size, &asked.digest).as_bytes());
+            let _ = stream.write_all(&bytes);
+        }
+        Lie::WrongBytes | Lie::WrongLayers => {
             let _ = stream.write_all(head(asked.size, &asked.digest).as_bytes());
             garbage(&mut stream, asked.size);
         }
@@ -87,17 +104,37 @@ fn replace_registry(node: &Node, what: Lie, image: &Image) -> StandIn {
     liar
 }
 
-fn hold(cluster: &Cluster, tag: &str, layers: &[u64]) -> Image {
+fn hold(cluster: &Cluster, tags: [&str; 3], layers: &[u64]) -> [Image; 3] {
     let [first, second, puller] = cluster.nodes.as_slice() else { panic!("three nodes") };
-    cluster.held_image(&ImageSpec::new("hostile", tag, layers).single(), &[first, second], puller)
+    let specs = tags.map(|tag| ImageSpec::new("hostile", tag, layers).single());
+    cluster.held_images(&specs, &[first, second], puller).try_into().expect("as many images as tags")
+}
+
+/// The puller has said that a node sends wrong content, and does not ask it for content any more.
+fn liar_is_shunned(cluster: &Cluster, puller: &Node, liar: &StandIn, another: &Image, calm: Duration) {
+    let told = |line: &&str| line.contains("node is not asked for content") && line.contains("wrong_content");
+    let told = puller.spegel_log().lines().filter(told).count();
+    // Once for each digest: the second tells the operator that it is no coincidence.
+    assert!(
+        (1..=MANY_LARGE.len()).contains(&told),
+        "{} says {told} times that content is wrong",
+        puller.name
+    );
+    let asked = liar.asked();
+    let took = cluster.expect("pull of another image", puller.pull(Puller::Cri, &another.by_tag()));
+    cluster.expect("content", puller.verify(another));
+    let again = liar.asked() - asked;
+    let added = took.saturating_sub(calm);
+    println!("another image: {added:?} more than {calm:?}, liar asked {again} times");
+    assert_eq!(again, 0, "a node that sent wrong content is not asked for other content");
+    assert!(added <= ADDED_MAX, "a shunned liar added {added:?} to {calm:?}, not {ADDED_MAX:?}");
 }
 
 fn liar_is_left(generation: Generation, what: Lie) {
     let cluster = Cluster::with_spegel(ClusterOptions::new(3, generation));
     let [liar, _honest, puller] = cluster.nodes.as_slice() else { panic!("three nodes") };
     let layers = if what == Lie::WrongBytes { SMALL } else { LARGE };
-    let calm_image = hold(&cluster, "calm", layers);
-    let image = hold(&cluster, "lied-about", layers);
+    let [calm_image, image, another] = hold(&cluster, ["calm", "lied-about", "another"], layers);
     cluster.upstream.cut();
     let calm = cluster.expect("pull", puller.pull(Puller::Cri, &calm_image.by_tag()));
     let stand_in = replace_registry(liar, what, &image);
@@ -110,6 +147,39 @@ fn liar_is_left(generation: Generation, what: Lie) {
     println!("{generation:?} {what:?}: {added:?} more than {calm:?}, liar asked {times} times");
     assert!(times > 0, "{what:?}: the liar was never asked, so nothing was shown");
     assert!(added <= ADDED_MAX, "{what:?} added {added:?} to {calm:?}, not {ADDED_MAX:?}");
+    if what == Lie::WrongBytes {
+        liar_is_shunned(&cluster, puller, &stand_in, &another, calm);
+    }
+}
+
+fn layer_with_wrong_bytes_costs_one_try(generation: Generation) {
+    let cluster = Cluster::with_spegel(ClusterOptions::new(3, generation));
+    let [liar, _honest, puller] = cluster.nodes.as_slice() else { panic!("three nodes") };
+    let [calm_image, image, another] = hold(&cluster, ["calm", "lied-about", "another"], MANY_LARGE);
+    cluster.upstream.cut();
+    let calm = cluster.expect("pull", puller.pull(Puller::Cri, &calm_image.by_tag()));
+    let stand_in = replace_registry(liar, Lie::WrongLayers, &image);
+    let failed = puller.pull(Puller::Cri, &image.by_tag()).err();
+    let failed = failed.expect("containerd gets the wrong bytes of a layer as they come, and refuses them");
+    assert!(failed.contains("unexpected commit digest"), "{generation:?}: {failed}");
+    let mut tries = 1;
+    let took = loop {
+        // What failed is kept until containerd collects it, so that trying at once would be in vain.
+        thread::sleep(KUBELET_PAUSE);
+        tries += 1;
+        match puller.pull(Puller::Cri, &image.by_tag()) {
+            Ok(took) => break took,
+            Err(error) => {
+                assert!(tries < TRIES_MAX, "{generation:?}: try {tries}: {error}\n{}", cluster.logs())
+            }
+        }
+    };
+    cluster.expect("content", puller.verify(&image));
+    println!(
+        "{generation:?}: pulled at try {tries}, in {took:?}; the liar was asked {} times",
+        stand_in.asked()
+    );
+    liar_is_shunned(&cluster, puller, &stand_in, &another, calm);
 }
 
 #[test]
@@ -137,11 +207,25 @@ fn wrong_bytes_of_small_content_never_reach_containerd_2_1() {
 }
 
 #[test]
+fn layer_with_wrong_bytes_costs_containerd_1_6_one_try() {
+    layer_with_wrong_bytes_costs_one_try(Generation::V1_6);
+}
+
+#[test]
+fn layer_with_wrong_bytes_costs_containerd_2_1_one_try() {
+    layer_with_wrong_bytes_costs_one_try(Generation::V2_1);
+}
+
+#[test]
 fn garbage_at_the_router_port_disturbs_nobody() {
     let cluster = Cluster::with_spegel(ClusterOptions::new(3, Generation::V2_1));
     let [_, target, puller] = cluster.nodes.as_slice() else { panic!("three nodes") };
     let router = SocketAddr::new(target.address(), ROUTER_PORT);
-    let image = hold(&cluster, "garbage", LARGE);
+    let image = cluster.held_image(
+        &ImageSpec::new("hostile", "garbage", LARGE).single(),
+        &cluster.nodes[..2].iter().collect::<Vec<_>>(),
+        puller,
+    );
     cluster.upstream.cut();
     let before = target.spegel_rss_bytes();
     // Even bytes of a right beginning, then noise; silence; noise from the start.

@@ -6,7 +6,9 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use spegel_tests::{Cluster, ClusterOptions, Generation, ImageSpec, Noise, Puller, ROUTER_PORT, percentile};
+use spegel_tests::{
+    Cluster, ClusterOptions, Generation, ImageSpec, Node, Noise, Puller, ROUTER_PORT, percentile,
+};
 
 const LAYERS: [u64; 2] = [100_000, 100_000];
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -37,8 +39,7 @@ fn pulls_go_well_on_a_lossy_network_and_the_cluster_recovers() {
             thread::sleep(TROUBLE);
             let pulled: Vec<Duration> = thread::scope(|scope| {
                 let pull = |puller| {
-                    let took = cluster
-                        .expect("pull", spegel_tests::Node::pull(puller, Puller::Cri, &image.by_tag()));
+                    let took = cluster.expect("pull", Node::pull(puller, Puller::Cri, &image.by_tag()));
                     cluster.expect("content", puller.verify(image));
                     took
                 };

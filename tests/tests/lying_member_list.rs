@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use spegel_tests::{
-    Cluster, ClusterOptions, Generation, ImageSpec, ROUTER_PORT, StandIn, answer_status, stay_silent,
+    Cluster, ClusterOptions, Generation, ImageSpec, Node, ROUTER_PORT, StandIn, answer_status, stay_silent,
 };
 
 const NOBODY: [&str; 8] = [
@@ -58,7 +58,7 @@ fn cluster_forms_by_the_one_address_that_is_right() {
     let [_, holder, .., last] = cluster.nodes.as_slice() else { panic!("four nodes") };
     let _image = cluster.held_image(&ImageSpec::new("lies", "1", &[1000]), &[holder], last);
 
-    let cpu: Vec<f64> = cluster.nodes.iter().map(spegel_tests::Node::spegel_cpu_seconds).collect();
+    let cpu: Vec<f64> = cluster.nodes.iter().map(Node::spegel_cpu_seconds).collect();
     thread::sleep(WATCH);
     for (node, before) in cluster.nodes.iter().zip(cpu) {
         let share = (node.spegel_cpu_seconds() - before) / WATCH.as_secs_f64();

@@ -1,5 +1,6 @@
 //! A mirror that stood still for so long that it was taken for dead wakes: it is a member again, what it has is
 //! found, and its own node's pulls are answered at once. Mirrors the simulated scenario `frozen_process`.
+#![allow(clippy::disallowed_methods, reason = "real parts run on the real clock; nothing here is simulated")]
 #![allow(clippy::print_stdout, reason = "figures are worth reading when a test passes too")]
 
 use std::thread;

@@ -1,6 +1,7 @@
 //! The registry refuses connections, or answers 429: a pull of what a node has goes well; one of what nobody has
 //! ends as it would without the mirror, as soon and with as few requests, and goes well once the registry does.
 //! Mirrors the simulated scenarios `upstream_down` and the one of a registry that limits its clients.
+#![allow(clippy::disallowed_methods, reason = "real parts run on the real clock; nothing here is simulated")]
 #![allow(clippy::print_stdout, reason = "figures are worth reading when a test passes too")]
 
 use std::net::SocketAddr;

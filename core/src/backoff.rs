@@ -39,6 +39,8 @@ impl Backoff {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
+
     use super::*;
 
     #[test]
@@ -61,5 +63,33 @@ mod tests {
         backoff.failures = u32::MAX;
         assert!(backoff.next_delay(&mut rng) >= Duration::from_secs(5));
         assert_eq!(backoff.failures(), u32::MAX);
+    }
+
+    proptest! {
+        /// Beside a step that is doubled by hand.
+        #[test]
+        fn delays_are_of_a_step_that_doubles_and_starts_over_after_a_success(
+            seed in any::<u64>(),
+            first_ms in 1_u64..10_000,
+            max_ms in 1_u64..3_600_000,
+            succeeds in proptest::collection::vec(proptest::bool::weighted(0.05), 0..80),
+        ) {
+            let mut rng = Rng::new(seed, "backoff");
+            let (first, max) = (Duration::from_millis(first_ms), Duration::from_millis(max_ms));
+            let mut backoff = Backoff::new(first, max);
+            let (mut step, mut failures) = (first, 0);
+            for succeeds in succeeds {
+                if succeeds {
+                    backoff.reset();
+                    (step, failures) = (first, 0);
+                }
+                let delay = backoff.next_delay(&mut rng);
+                let whole = step.min(max);
+                prop_assert!(whole / 2 <= delay && delay <= whole, "{delay:?} of {whole:?} after {failures}");
+                step = whole * 2;
+                failures += 1;
+                prop_assert_eq!(backoff.failures(), failures);
+            }
+        }
     }
 }

@@ -140,6 +140,8 @@ fn compile(value: &str) -> Result<Regex, FilterError> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*, sample::select};
+
     use super::*;
 
     fn filters(registries: &[&str], excluded: &[&str]) -> Result<Filters, FilterError> {
@@ -214,6 +216,68 @@ mod tests {
         for value in ["(", "a{9,1}", "[z-a]", "(?=a)", "((a{1000}){1000}){1000}"] {
             let error = filters(&[], &["ok", value]).expect_err(value).to_string();
             assert!(error.contains(&format!("{value:?}")) && !error.contains('\n'), "{error}");
+        }
+    }
+
+    /// A filter that can be read without a regular expression.
+    #[derive(Clone, Debug)]
+    struct Excluded {
+        text: String,
+        from_start: bool,
+        to_end: bool,
+    }
+
+    impl Excluded {
+        fn regex(&self) -> String {
+            let start = if self.from_start { "^" } else { "" };
+            let end = if self.to_end { "$" } else { "" };
+            format!("{start}{}{end}", regex::escape(&self.text))
+        }
+
+        fn matches(&self, name: &str) -> bool {
+            match (self.from_start, self.to_end) {
+                (true, true) => name == self.text,
+                (true, false) => name.starts_with(&self.text),
+                (false, true) => name.ends_with(&self.text),
+                (false, false) => name.contains(&self.text),
+            }
+        }
+    }
+
+    fn excluded() -> impl Strategy<Value = Excluded> {
+        const TEXTS: [&str; 11] = ["", "a", "a.test", "a.test/", "atest", "/x", "x/y", ":1", "y:1", ":", "."];
+        (select(&TEXTS), any::<bool>(), any::<bool>()).prop_map(|(text, from_start, to_end)| Excluded {
+            text: text.to_owned(),
+            from_start,
+            to_end,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn names_are_allowed_as_reading_the_words_one_by_one_allows_them(
+            registries in vec(select(&["https://a.test", "http://b.test:5000", "https://[::1]", "_default", "*"]), 0..3),
+            excluded in vec(excluded(), 0..3),
+            names in vec((
+                select(&["a.test", "b.test", "b.test:5000", "[::1]", "atest"]),
+                select(&["x", "x/y", "a.test/x"]),
+                proptest::option::of(select(&["1", "10", "y"])),
+            ), 1..8),
+        ) {
+            let regexes: Vec<String> = excluded.iter().map(Excluded::regex).collect();
+            let regexes: Vec<&str> = regexes.iter().map(String::as_str).collect();
+            let filters = filters(&registries, &regexes).expect("they make sense");
+            let all = registries.is_empty() || registries.iter().any(|registry| matches!(*registry, "_default" | "*"));
+            prop_assert_eq!(filters.is_unrestricted(), all && excluded.is_empty());
+            for (registry, repository, tag) in names {
+                let listed = registries.iter().any(|url| url.ends_with(&format!("//{registry}")));
+                let mut name = format!("{registry}/{repository}");
+                if let Some(tag) = tag {
+                    name = format!("{name}:{tag}");
+                }
+                let allowed = (all || listed) && !excluded.iter().any(|excluded| excluded.matches(&name));
+                prop_assert_eq!(filters.allows(registry, repository, tag), allowed, "{}", name);
+            }
         }
     }
 }

@@ -3,6 +3,9 @@
 //! `config_path`, a tool that was not told of it. Called by the dispatcher with what it hears
 //! anyway; orders nothing but the question where an image came from.
 
+#[cfg(test)]
+mod model;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     time::{Duration, Instant},

@@ -91,6 +91,8 @@ impl Sample {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*};
+
     use super::*;
 
     const fn ms(ms: u64) -> Duration {
@@ -137,5 +139,39 @@ mod tests {
         rates.push(Duration::MAX, u64::MAX, Duration::MAX);
         rates.push(Duration::MAX, u64::MAX, Duration::MAX);
         assert!(rates.samples.len() <= 60);
+    }
+
+    proptest! {
+        /// Beside all reports: what is measured is the sum of the last ones, as many as make a window.
+        #[test]
+        fn a_measurement_is_of_the_last_reports_that_make_a_window(
+            reports in vec((prop_oneof![0_u64..5, 0_u64..60, 0_u64..1500], 0_u64..1_000_000, 0_u64..2000), 1..120),
+        ) {
+            let mut rates = Rates::default();
+            let mut all = Vec::new();
+            for (elapsed_ms, bytes, starved_ms) in reports {
+                rates.push(ms(elapsed_ms), bytes, ms(starved_ms));
+                all.push((ms(elapsed_ms), bytes, ms(starved_ms.min(elapsed_ms))));
+                // What came since each of the reports, the whole first.
+                let since = (0..all.len()).map(|from| {
+                    let last = &all[from..];
+                    let elapsed: Duration = last.iter().map(|(elapsed, ..)| *elapsed).sum();
+                    let starved: Duration = last.iter().map(|(.., starved)| *starved).sum();
+                    let bytes: u64 = last.iter().map(|(_, bytes, _)| *bytes).sum();
+                    Measured { elapsed, bytes, peer_bound: starved > elapsed / 2 }
+                });
+                let since: Vec<_> = since.collect();
+                let whole = since[0];
+                let measured = rates.so_far();
+                prop_assert!(since.contains(&measured), "{measured:?} is not what the last reports say");
+                prop_assert_eq!(rates.measured(), (whole.elapsed >= WINDOW).then_some(measured));
+                // No older than need be, but for what was merged.
+                let shortest = since.iter().rfind(|last| last.elapsed >= WINDOW).copied().unwrap_or(whole);
+                prop_assert!(measured.elapsed >= shortest.elapsed, "{measured:?} is no window");
+                prop_assert!(measured.elapsed < shortest.elapsed + MERGE, "{measured:?}, {shortest:?} is enough");
+                let rate = u128::from(measured.bytes) * 1_000_000_000 / measured.elapsed.as_nanos().max(1);
+                prop_assert_eq!(u128::from(measured.rate()), rate);
+            }
+        }
     }
 }

@@ -92,6 +92,8 @@ impl Verify {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*};
+
     use super::*;
     use crate::test_time;
 
@@ -152,5 +154,83 @@ mod tests {
         assert_eq!(verify.excluded.len(), EXCLUDED_MAX);
         assert!(!verify.is_excluded(later, &digest(1), &peer(1)));
         assert!(verify.is_excluded(later, &digest(count - 1), &peer(2)));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Deliver(u32, BTreeSet<u8>),
+        Appear(u32),
+        Request(u32),
+        Exclude(u32, u8),
+        Wait(Duration),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let (digests, peers) = (0..4_u32, 0..4_u8);
+        let wait = prop_oneof![
+            3 => (0..40_u64).prop_map(Duration::from_secs),
+            1 => (0..700_u64).prop_map(Duration::from_secs),
+            1 => Just(PENDING_TTL),
+            1 => Just(EXCLUDED_TTL - TICK),
+        ];
+        prop_oneof![
+            4 => (digests.clone(), proptest::collection::btree_set(peers.clone(), 0..3))
+                .prop_map(|(digest, from)| Step::Deliver(digest, from)),
+            2 => digests.clone().prop_map(Step::Appear),
+            4 => digests.clone().prop_map(Step::Request),
+            1 => (digests, peers).prop_map(|(digest, peer)| Step::Exclude(digest, peer)),
+            4 => wait.prop_map(Step::Wait),
+        ]
+    }
+
+    fn peers(numbers: &BTreeSet<u8>) -> BTreeSet<PeerId> {
+        numbers.iter().map(|number| peer(*number)).collect()
+    }
+
+    proptest! {
+        /// Beside a list of all that was delivered and a list of all suspicions, never tidied.
+        #[test]
+        fn suspects_are_those_whose_last_delivery_came_to_nothing(steps in vec(step(), 1..80)) {
+            let mut now = test_time::start();
+            let mut verify = Verify::default();
+            // The last delivery of a digest that has neither appeared nor been asked for again.
+            let mut open: Vec<(u32, Instant, BTreeSet<u8>)> = Vec::new();
+            let mut suspicions: Vec<(u32, u8, Instant)> = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Deliver(of, from) => {
+                        verify.on_delivered(now, digest(of), peers(&from));
+                        open.retain(|(digest, ..)| *digest != of);
+                        open.push((of, now, from));
+                    }
+                    Step::Appear(of) => {
+                        let said = verify.on_appeared(&digest(of));
+                        let last = open.extract_if(.., |(digest, ..)| *digest == of).last();
+                        // Whoever delivered it long ago need not be praised for it.
+                        if let Some((_, at, from)) = last && (now - at < PENDING_TTL || !said.is_empty()) {
+                            prop_assert_eq!(said, peers(&from));
+                        }
+                    }
+                    Step::Request(of) => {
+                        let last = open.extract_if(.., |(digest, ..)| *digest == of).last();
+                        let from = last.filter(|(_, at, _)| now - *at < PENDING_TTL).map(|(.., from)| from);
+                        let from = from.unwrap_or_default();
+                        prop_assert_eq!(verify.on_requested(now, &digest(of)), peers(&from));
+                        suspicions.extend(from.iter().map(|peer| (of, *peer, now)));
+                    }
+                    Step::Exclude(of, who) => {
+                        verify.exclude(now, digest(of), peer(who));
+                        suspicions.push((of, who, now));
+                    }
+                    Step::Wait(time) => now += time,
+                }
+                for (of, who) in (0..4).flat_map(|of| (0..4).map(move |who| (of, who))) {
+                    let suspected = suspicions
+                        .iter()
+                        .any(|(digest, peer, at)| (*digest, *peer) == (of, who) && now - *at < EXCLUDED_TTL);
+                    prop_assert_eq!(verify.is_excluded(now, &digest(of), &peer(who)), suspected, "{} of {}", of, who);
+                }
+            }
+        }
     }
 }

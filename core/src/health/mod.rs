@@ -6,6 +6,8 @@
 mod breaker;
 mod latency;
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;
 
 use std::{

@@ -16,6 +16,8 @@
 mod announcer;
 mod ledger;
 mod lookup;
+#[cfg(test)]
+mod model;
 mod outbox;
 mod owners;
 #[cfg(test)]

@@ -7,6 +7,8 @@
 //! every attempt takes a token from one [`Pacer`].
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;
 
 use std::{

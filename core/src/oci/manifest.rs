@@ -2,6 +2,9 @@
 //! unusual document, only for one that is no JSON object; never keeps more of a hostile one than
 //! [`CHILDREN_MAX`] short descriptors per list. The inventory and the registry call it.
 
+#[cfg(test)]
+mod model;
+
 use std::fmt;
 
 use oci_spec::image::MediaType;

@@ -326,18 +326,32 @@ mod tests {
 
     #[test]
     fn errors_are_one_line_that_names_the_flag() {
-        for (args, named) in [
-            (&["spegel"][..], "no command"),
-            (&["spegel", "registry", "--nonsense"], "--nonsense"),
-            (&["spegel", "registry", "--registry-addr", "5000"], "--registry-addr"),
-            (&["spegel", "registry", "--mirror-resolve-timeout", "soon"], "--mirror-resolve-timeout"),
-            (&["spegel", "cleanup-wait"], "--probe-endpoint"),
-            (&["spegel", "configuration"], "--mirror-targets"),
-            (&["spegel", "--log-level", "LOUD", "version"], "--log-level"),
-        ] {
-            let message = wrong(args);
-            assert!(message.contains(named) && !message.contains('\n'), "{args:?}: {message}");
+        let cases: [&[&str]; 17] = [
+            &[],
+            &["nonsense"],
+            &["version", "more"],
+            &["version", "--format", "xml"],
+            &["--log-level", "LOUD", "version"],
+            &["registry", "--nonsense"],
+            &["registry", "--bootstrap-kind"],
+            &["registry", "--registry-addr", "5000"],
+            &["registry", "--router-addr", "localhost"],
+            &["registry", "--metrics-addr", ":65536"],
+            &["registry", "--mirror-resolve-timeout", "soon"],
+            &["registry", "--mirror-resolve-retries", "-1"],
+            &["registry", "--debug-web-enabled=perhaps"],
+            &["configuration"],
+            &["cleanup"],
+            &["cleanup-wait"],
+            &["cleanup-wait", "--probe-endpoint", "a:80", "--threshold", "many", "--period", "2"],
+        ];
+        let mut errors = Vec::new();
+        for args in cases {
+            let error = wrong(&[&["spegel"], args].concat());
+            assert!(!error.contains('\n'), "{args:?}: {error}");
+            errors.push(format!("spegel {}\n  {error}\n", args.join(" ")));
         }
+        insta::assert_snapshot!(errors.concat());
     }
 
     #[test]

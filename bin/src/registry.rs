@@ -163,3 +163,55 @@ fn first_bytes(key: &[u8; 32]) -> [u8; 8] {
     bytes.copy_from_slice(&key[..8]);
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use super::*;
+    use crate::{
+        chain,
+        cli::{self, Command},
+    };
+
+    /// Why the mirror does not start with these flags; it is told to end as soon as it has.
+    async fn refused(args: &[&str]) -> String {
+        let args = [&["spegel", "registry"], args].concat();
+        let cli = cli::parse(args.into_iter().map(OsString::from)).expect("the flags can be read");
+        let Command::Registry(flags) = cli.command else { panic!("registry expected") };
+        chain(run(*flags, std::future::ready(())).await.expect_err("it starts").as_ref())
+    }
+
+    #[tokio::test]
+    async fn flags_that_make_no_sense_together_are_named() {
+        const STATIC: [&str; 3] =
+            ["--bootstrap-kind=static", "--static-bootstrap-peers", "/ip4/10.0.0.1/tcp/1"];
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::create_dir(dir.path().join("blobs")).expect("a directory");
+        let store = dir.path().display().to_string();
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
+        let taken = taken.local_addr().expect("it is bound").to_string();
+        let cases: [(&[&str], &[&str]); 9] = [
+            (&[], &[]),
+            (&["--bootstrap-kind=dns"], &[]),
+            (&["--bootstrap-kind=http", "--http-bootstrap-url=10.0.0.1/id"], &[]),
+            (&STATIC[..1], &["--static-bootstrap-peers", "10.0.0.1:5001"]),
+            (&STATIC, &["--mirrored-registries", "docker.io"]),
+            (&STATIC, &["--registry-filters", "ok", "("]),
+            (&STATIC, &["--containerd-content-path=/nowhere"]),
+            (&STATIC, &["--containerd-content-path=/"]),
+            (&STATIC, &["--containerd-content-path=STORE", "--data-dir=/dev/null"]),
+        ];
+        let mut errors = Vec::new();
+        for (bootstrap, others) in cases {
+            let args = [bootstrap, others].concat();
+            let real: Vec<String> = args.iter().map(|arg| arg.replace("STORE", &store)).collect();
+            let error = refused(&real.iter().map(String::as_str).collect::<Vec<_>>()).await;
+            errors.push(format!("{}\n  {error}\n", args.join(" ")));
+        }
+        insta::assert_snapshot!(errors.concat());
+        let flags = [format!("--registry-addr={taken}"), format!("--containerd-content-path={store}")];
+        let error = refused(&[&STATIC[..], &[&flags[0], &flags[1]]].concat()).await;
+        assert!(error.starts_with("--registry-addr: ") && error.contains(&taken), "{error}");
+    }
+}

@@ -120,6 +120,27 @@ impl World {
         }
     }
 
+    /// Whether enough addresses are being dialled after the bootstrapper has answered or failed.
+    fn check_dials(&self) {
+        let most = if self.members == 0 { 5 } else { 2 };
+        let theirs: Vec<_> = self
+            .answer
+            .iter()
+            .filter(|(_, named)| **named != Some(peer(ME)))
+            .map(|(addr, _)| *addr)
+            .collect();
+        let others: Vec<_> = theirs.iter().filter(|addr| !self.is_self(**addr)).copied().collect();
+        let failed = |addr: &&SocketAddr| matches!(self.last(**addr), Some((_, There::Nobody)));
+        let good = others.iter().filter(|addr| !failed(addr)).count();
+        assert!(
+            self.dials.len() >= good.min(most),
+            "{} of {good} that nothing speaks against",
+            self.dials.len()
+        );
+        let must_try = if others.is_empty() { !theirs.is_empty() } else { self.members == 0 };
+        assert!(!must_try || !self.dials.is_empty(), "it tries what there is: {theirs:?}");
+    }
+
     fn drain(&mut self) {
         let alone = self.members == 0;
         while let Some(event) = self.bootstrap.poll_event() {
@@ -166,7 +187,8 @@ impl World {
 
     fn apply(&mut self, step: Step) {
         let now = self.now;
-        match step {
+        let had_asked = self.asked_at.is_some();
+        match step.clone() {
             Step::Resolve { addrs, names_peers } => {
                 let answer =
                     |number: &u8| BootstrapAddr { addr: addr(*number), peer: named(*number, names_peers) };
@@ -224,7 +246,11 @@ impl World {
                 self.now = end;
             }
         }
+        let answered = matches!(step, Step::Resolve { .. } | Step::Fail);
         self.drain();
+        if had_asked && answered {
+            self.check_dials();
+        }
         assert!(self.bootstrap.poll_timeout().is_some(), "it never stops looking");
     }
 }

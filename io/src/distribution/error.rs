@@ -229,4 +229,21 @@ mod tests {
         assert_eq!(response.headers()[header::CONTENT_LENGTH], expected.len().to_string());
         assert!(response.into_body().collect().await.unwrap().to_bytes().is_empty());
     }
+
+    #[test]
+    fn each_refusal_says_why() {
+        let reasons = [
+            RefuseReason::NobodyHasIt,
+            RefuseReason::HoldersExhausted,
+            RefuseReason::LookupUnanswered,
+            RefuseReason::DeadlineExceeded,
+            RefuseReason::Overloaded,
+            RefuseReason::ShuttingDown,
+        ];
+        let identifier = || "docker.io/library/alpine:3".to_owned();
+        let refused =
+            |reason| OciError::Refused { identifier: identifier(), manifest: true, reason, attempts: 0 };
+        let messages = reasons.map(|reason| format!("{reason}: {}", refused(reason)));
+        insta::assert_snapshot!(messages.join("\n"));
+    }
 }

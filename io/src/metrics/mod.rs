@@ -345,6 +345,8 @@ async fn metadata(peer: PeerId) -> impl IntoResponse {
 
 #[cfg(test)]
 mod tests {
+    use spegel_core::{Config, Filters, Node, Notice, RegistryCounts, oci::Digest};
+
     use super::*;
 
     /// Families are encoded in random order of their labels.
@@ -354,20 +356,71 @@ mod tests {
         lines
     }
 
+    /// The page with each family's lines in order, and `_` for what differs between any two runs.
+    fn stable(text: &str) -> String {
+        let unstable = ["process_", "http_request_duration_seconds_", "spegel_mirror_last_success_"];
+        let mut families: Vec<Vec<String>> = Vec::new();
+        for line in text.lines() {
+            if line.starts_with("# HELP") || line == "# EOF" {
+                families.push(Vec::new());
+            }
+            let value = line.rsplit_once(' ').filter(|_| unstable.iter().any(|name| line.starts_with(name)));
+            let line = value.map_or_else(|| line.to_owned(), |(name, _)| format!("{name} _"));
+            families.last_mut().expect("help comes first").push(line);
+        }
+        for family in &mut families {
+            // Buckets stay in the order of their bounds.
+            let name = |line: &String| {
+                let (before, after) = line.split_once("le=").unwrap_or((line, ""));
+                (
+                    !line.starts_with('#'),
+                    before.to_owned(),
+                    after.split_once(',').map(|(_, labels)| labels.to_owned()),
+                )
+            };
+            family.sort_by_key(name);
+        }
+        families.concat().join("\n")
+    }
+
+    /// The names and labels of the Go implementation are among these.
     #[test]
-    fn names_and_labels_are_those_of_the_go_implementation() {
-        let metrics = Metrics::new();
+    fn page_of_a_node_after_some_life_is_this() {
+        let metrics = Metrics::of_process();
+        metrics.pull_hit("docker.io");
         metrics.pull_miss("docker.io", RefuseReason::NobodyHasIt);
+        metrics.pull_miss("r.test:5000", RefuseReason::LookupUnanswered);
         metrics.pull_resolved(Duration::from_millis(7));
         metrics.pull_truncated(RefuseReason::HoldersExhausted);
         metrics.bytes_served(Source::Peer, 5000);
-        metrics.set_advertised_image_tags(&Advertised::from([("docker.io".into(), 2)]));
-        metrics.set_advertised_image_digests(&Advertised::from([("docker.io".into(), 3)]));
-        metrics.set_advertised_content_digests(&Advertised::from([("docker.io".into(), 40)]));
-        metrics.image_found_unusual("no_manifest");
-        metrics.set_quarantined_images(1);
-        metrics.set_members(3);
-        insta::assert_snapshot!(metrics.encode());
+        metrics.bytes_served(Source::Local, 70_000);
+        metrics.noticed(&Notice::ImageUnusual {
+            image: "docker.io/library/odd:1".to_owned(),
+            digest: Digest::sha256_of(b"odd"),
+            reason: "no_manifest",
+            detail: String::new(),
+        });
+        metrics.http_request("/v2/*", &::http::Method::GET).finish(200, 5000);
+        metrics.http_request("/v2/*", &::http::Method::PUT).finish(405, 100);
+        let _running = metrics.http_request("/v2/*", &::http::Method::HEAD);
+        let config = Config {
+            peer: PeerId::from_public_key([1; 32]),
+            started_at_unix_ms: 0,
+            router_port: 5001,
+            registry_port: 5000,
+            zone: None,
+            filters: Filters::default(),
+            resolve_timeout: Duration::from_millis(20),
+            resolve_retries: 3,
+        };
+        let mut report = Node::new(clock::now(), config, 1).report(clock::now());
+        let counts = RegistryCounts { tags: 2, images: 3, contents: 40 };
+        report.inventory.registries.insert("docker.io".to_owned(), counts);
+        report.inventory.registries.insert("r.test:5000".to_owned(), RegistryCounts { tags: 0, ..counts });
+        report.members = vec![report.me.clone(); 2];
+        report.bypassed_images = 4;
+        metrics.reported(&report);
+        insta::assert_snapshot!(stable(&metrics.encode()));
     }
 
     #[tokio::test]

@@ -61,10 +61,6 @@ async fn local_manifest_is_served_by_tag_and_digest() {
     }
     let as_blob = ask(node.addr, "GET", &blob_uri(&digest), "").await;
     assert_eq!((as_blob.status, as_blob.header("content-type")), (200, Some("application/octet-stream")));
-    let layer = node.add(b"no manifest");
-    let answer = ask(node.addr, "GET", &manifest_uri(layer), "").await;
-    assert_eq!(answer.status, 404);
-    assert!(answer.text().contains("MANIFEST_UNKNOWN"), "{}", answer.text());
 }
 
 #[tokio::test]
@@ -73,42 +69,49 @@ async fn other_nodes_are_only_given_local_content() {
     let digest = node.add(b"here");
     let mirrored = "X-Spegel-Mirrored: true\r\n";
     assert_eq!(ask(node.addr, "GET", &blob_uri(&digest), mirrored).await.text(), "here");
-    let absent = Digest::sha256_of(b"absent");
-    let answer = ask(node.addr, "GET", &blob_uri(&absent), mirrored).await;
-    let expected = format!(
-        r#"{{"errors":[{{"code":"BLOB_UNKNOWN","detail":{{"attempts":0}},"message":"{absent} is not on this node"}}]}}"#
-    );
-    assert_eq!((answer.status, answer.text()), (404, expected.as_str()));
     let answer = ask(node.addr, "HEAD", &manifest_uri("v9"), mirrored).await;
     assert_eq!((answer.status, answer.body.len()), (404, 0));
     assert!(answer.header("content-length").is_some_and(|length| length != "0"));
 }
 
+/// An answer but for what every answer has: the date, and how the connection goes on.
+fn shown(method: &str, uri: &str, answer: &Seen) -> String {
+    let shown = ["content-type", "content-length", "content-range", "allow", "www-authenticate"];
+    let header = |name: &&str| answer.header(name).map(|value| format!("{name}: {value}\n"));
+    let headers: String = shown.iter().filter_map(header).collect();
+    format!("{method} {uri}\n{}\n{headers}{}\n\n", answer.status, answer.text())
+}
+
 #[tokio::test]
 async fn nonsense_is_answered_with_an_error_that_says_what_is_wrong() {
     let node = Node::start().await;
-    for (method, uri, status, code) in [
-        ("GET", "/v2/library/app/manifests/v1", 400, "NAME_UNKNOWN"),
-        ("GET", "/v2/library/app/blobs/sha256:00?ns=docker.io", 400, "DIGEST_INVALID"),
-        ("GET", "/v2/library/app/manifests/-v?ns=docker.io", 400, "MANIFEST_INVALID"),
-        ("GET", "/v2/LIBRARY/manifests/v1?ns=docker.io", 400, "NAME_INVALID"),
-        ("GET", "/v2/library/app/manifests/v1?ns=filtered.test", 404, "NAME_UNKNOWN"),
-        ("GET", "/v2/library/app/tags/list?ns=docker.io", 404, "UNSUPPORTED"),
-        ("GET", "/elsewhere", 404, "UNSUPPORTED"),
-        ("PUT", "/v2/library/app/manifests/v1?ns=docker.io", 405, "UNSUPPORTED"),
-        ("POST", "/livez", 405, "UNSUPPORTED"),
+    let layer = node.add(b"no manifest");
+    let digest = Digest::sha256_of(b"absent");
+    let mut answers = String::new();
+    for (method, uri, headers) in [
+        ("GET", "/elsewhere", ""),
+        ("GET", "/v2/library/app/tags/list?ns=docker.io", ""),
+        ("PUT", "/v2/library/app/manifests/v1?ns=docker.io", ""),
+        ("POST", "/livez", ""),
+        ("GET", "/v2/library/app/manifests/v1", ""),
+        ("GET", "/v2/library/app/manifests/v1?ns=a/b", ""),
+        ("GET", "/v2/LIBRARY/manifests/v1?ns=docker.io", ""),
+        ("GET", "/v2/library/app/manifests/-v?ns=docker.io", ""),
+        ("GET", "/v2/library/app/manifests/md5:00?ns=docker.io", ""),
+        ("GET", "/v2/library/app/blobs/v1?ns=docker.io", ""),
+        ("GET", "/v2/library/app/blobs/sha256:00?ns=docker.io", ""),
+        ("HEAD", "/v2/library/app/blobs/sha256:00?ns=docker.io", ""),
+        ("GET", "/v2/library/app/manifests/v1?ns=filtered.test", ""),
+        ("GET", &manifest_uri(layer), ""),
+        ("GET", &manifest_uri(digest), "X-Spegel-Mirrored: true\r\n"),
+        ("GET", &blob_uri(&digest), "X-Spegel-Mirrored: true\r\n"),
+        ("GET", &blob_uri(&layer), "Range: bytes=11-\r\n"),
     ] {
-        let answer = ask(node.addr, method, uri, "").await;
-        assert_eq!(answer.status, status, "{method} {uri}");
-        assert!(
-            answer.text().starts_with(&format!("{{\"errors\":[{{\"code\":\"{code}\",")),
-            "{}",
-            answer.text()
-        );
-        assert_eq!(answer.header("content-type"), Some("application/json"));
+        answers += &shown(method, uri, &ask(node.addr, method, uri, headers).await);
     }
     let long = format!("/v2/{}?ns=docker.io", "a".repeat(3000));
-    assert_eq!(ask(node.addr, "GET", &long, "").await.status, 414);
+    answers += &shown("GET", "(longer than any image needs)", &ask(node.addr, "GET", &long, "").await);
+    insta::assert_snapshot!(answers);
     let huge = format!("X-Large: {}\r\n", "a".repeat(20_000));
     assert_eq!(ask(node.addr, "GET", "/v2", &huge).await.status, 431);
 }

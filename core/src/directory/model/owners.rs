@@ -21,9 +21,9 @@ fn score(member: u8, key: &Key) -> u128 {
     let member = first_eight(&Sha256::digest([member; 32]));
     let mut mixed = u128::from(first_eight(key.as_bytes()) ^ member);
     for (shift, factor) in [(30, 0xbf58_476d_1ce4_e5b9), (27, 0x94d0_49bb_1331_11eb)] {
-        mixed = (mixed ^ mixed / (1 << shift)) * factor % (1 << 64);
+        mixed = (mixed ^ (mixed / (1 << shift))) * factor % (1 << 64);
     }
-    mixed ^ mixed / (1 << 31)
+    mixed ^ (mixed / (1 << 31))
 }
 
 fn owners_among(members: &BTreeSet<u8>, key: &Key) -> Vec<PeerId> {

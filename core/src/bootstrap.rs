@@ -12,7 +12,7 @@ mod model;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -57,13 +57,17 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// merely late are lost; longer and a lost answer delays the next attempt.
 const DIAL_GRACE: Duration = Duration::from_secs(1);
 
-/// Most dials at a time by a node that is alone. Fewer and dead addresses hide living ones for
+/// Most dials at a time by a node that is alone, and most other nodes that one attempt reaches. Fewer and dead addresses hide living ones for
 /// several attempts; more is a herd when a whole cluster starts.
 const DIALS_MAX: usize = 5;
 
-/// Most dials of an attempt by a node that has members, to see whether the cluster is whole. All
+/// Most nodes reached by an attempt of a node that has members, to see whether the cluster is whole. All
 /// nodes of both halves look, so one hit is enough; more is traffic without a reason.
 const RECHECK_DIALS_MAX: usize = 2;
+
+/// Most dials of one attempt, those that reach nobody among them. Fewer and the few true addresses of a list
+/// that is mostly wrong are not found for hours; more is traffic at strangers' addresses.
+const ATTEMPT_DIALS_MAX: usize = 30;
 
 /// Most addresses kept of an answer. Fewer and large clusters are joined by the same nodes by all;
 /// more is memory for nothing.
@@ -78,7 +82,8 @@ const SELF_MEMORY: Duration = Duration::from_secs(600);
 /// dial; a node has no more than a few.
 const SELVES_MAX: usize = 256;
 
-/// How long an address that could not be reached is a last resort: doubles from the first to the
+/// How long an address that could not be reached, or whose node did not let this one in, is a last
+/// resort: doubles from the first to the
 /// most. Shorter and dead addresses keep living ones waiting; longer and a peer that has come back
 /// is passed over while there are others.
 const FAILURE_FIRST: Duration = Duration::from_secs(5);
@@ -132,6 +137,10 @@ pub(crate) struct Bootstrap {
     attempt_at: Option<Instant>,
     /// When the question that is out counts as failed.
     resolve_deadline: Option<Instant>,
+    /// What this attempt has still to dial, at most [`ATTEMPT_DIALS_MAX`].
+    to_dial: VecDeque<(SocketAddr, Option<PeerId>)>,
+    /// Where this attempt, or the last, reached other nodes.
+    reached: BTreeSet<SocketAddr>,
     /// Dials that are out, and when they count as failed.
     dials: BTreeMap<SocketAddr, Instant>,
     /// The last good answer, at most [`ADDRS_MAX`].
@@ -158,6 +167,8 @@ impl Bootstrap {
             quick: Backoff::new(QUICK_FIRST, QUICK_MAX),
             attempt_at: None,
             resolve_deadline: None,
+            to_dial: VecDeque::new(),
+            reached: BTreeSet::new(),
             dials: BTreeMap::new(),
             answer: BTreeMap::new(),
             selves: BTreeMap::new(),
@@ -190,10 +201,17 @@ impl Bootstrap {
             self.rng.shuffle(&mut addrs);
             addrs.truncate(ADDRS_MAX);
         }
-        self.answer = addrs.into_iter().map(|at| (at.addr, at.peer)).collect();
+        self.answer.clear();
+        for BootstrapAddr { addr, peer } in addrs {
+            let known = self.answer.entry(addr).or_insert(peer);
+            // Two answers to who is there: whoever it is will say so.
+            if *known != peer {
+                *known = None;
+            }
+        }
         self.failures.retain(|addr, _| self.answer.contains_key(addr));
         self.outage_told = false;
-        self.dial(now);
+        self.begin_dials(now);
         self.end_attempt_if_done(now);
     }
 
@@ -209,14 +227,16 @@ impl Bootstrap {
         if self.dials.remove(&addr).is_none() {
             return;
         }
-        self.failures.remove(&addr);
         if peer == self.me {
+            self.failures.remove(&addr);
             self.remember_self(now, addr);
         } else {
             // A virtual address may lead to this node at one time and to others at another.
             self.selves.remove(&addr);
+            self.reached.insert(addr);
             self.events.push_back(Event::Join { peer, addr });
         }
+        self.dial(now);
         self.end_attempt_if_done(now);
     }
 
@@ -224,6 +244,7 @@ impl Bootstrap {
     pub(crate) fn on_dial_failed(&mut self, now: Instant, addr: SocketAddr) {
         if self.dials.remove(&addr).is_some() {
             self.remember_failure(now, addr);
+            self.dial(now);
             self.end_attempt_if_done(now);
         }
     }
@@ -282,7 +303,7 @@ impl Bootstrap {
             self.events.push_back(Event::Notice(Notice::BootstrapFailed { cause: cause.to_owned() }));
         }
         // Where members were found last is likely where some still are.
-        self.dial(now);
+        self.begin_dials(now);
         self.end_attempt_if_done(now);
     }
 
@@ -309,9 +330,18 @@ impl Bootstrap {
         });
     }
 
-    fn dial(&mut self, now: Instant) {
-        self.selves.retain(|_, until| *until > now);
+    /// Chooses what this attempt dials, and begins.
+    fn begin_dials(&mut self, now: Instant) {
         let alone = self.members == 0;
+        for addr in std::mem::take(&mut self.reached) {
+            if !alone {
+                self.failures.remove(&addr);
+            } else if self.answer.contains_key(&addr) {
+                // Whoever is there did not let this node in.
+                self.remember_failure(now, addr);
+            }
+        }
+        self.selves.retain(|_, until| *until > now);
         let others = self.answer.iter().filter(|(_, peer)| **peer != Some(self.me));
         let (selves, others): (Vec<_>, Vec<_>) =
             others.map(|(addr, peer)| (*addr, *peer)).partition(|(addr, _)| self.selves.contains_key(addr));
@@ -330,9 +360,17 @@ impl Bootstrap {
         if others.is_empty() && !selves.is_empty() {
             chosen = vec![selves[self.rng.below(selves.len())]];
         }
-        let dials_max = if alone { DIALS_MAX } else { RECHECK_DIALS_MAX };
-        chosen.truncate(dials_max.saturating_sub(self.dials.len()));
-        for (addr, peer) in chosen {
+        chosen.truncate(ATTEMPT_DIALS_MAX);
+        self.to_dial = chosen.into();
+        self.dial(now);
+    }
+
+    /// Dials on until enough were reached: a dial that reached nobody is followed by another.
+    fn dial(&mut self, now: Instant) {
+        let enough = if self.members == 0 { DIALS_MAX } else { RECHECK_DIALS_MAX };
+        while self.dials.len() + self.reached.len() < enough
+            && let Some((addr, peer)) = self.to_dial.pop_front()
+        {
             self.dials.insert(addr, now + DIAL_TIMEOUT + DIAL_GRACE);
             self.events.push_back(Event::Dial { addr, peer, timeout: DIAL_TIMEOUT });
         }

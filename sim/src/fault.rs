@@ -159,6 +159,15 @@ pub enum Dns {
         /// The age of the answer.
         stale: Duration,
     },
+    /// A list that is mostly wrong and another in each answer, sometimes empty: some of the nodes,
+    /// among addresses of nobody, of what is no mirror, of strangers, of the asker itself, and of
+    /// nodes under the names of others. Light driver only.
+    Lie {
+        /// Nothing but empty answers for so long.
+        empty_for: Duration,
+        /// Up to so many addresses.
+        entries_max: usize,
+    },
     /// A Service with a virtual address, which leads to any node.
     Vip {
         /// How often it leads to the node that dials, of a hundred.

@@ -182,7 +182,7 @@ pub fn scale_up_to_fifty() -> Scenario {
 
 /// Most questions to DNS, and most dials, of a node in an hour: the ten that may follow each other
 /// quickly, then one a minute.
-const ATTEMPTS_PER_HOUR_MAX: u64 = 10 + 60;
+pub(crate) const ATTEMPTS_PER_HOUR_MAX: u64 = 10 + 60;
 
 fn expect_few_attempts(outcome: &Outcome, hours: u64) -> Result<(), String> {
     for (node, work) in &outcome.work {

@@ -6,14 +6,16 @@ use std::time::Duration;
 use spegel_core::Notice;
 
 use crate::{
-    fault::Fault,
+    fault::{Dns, Fault},
     image::Image,
+    incidents::ATTEMPTS_PER_HOUR_MAX,
     scenario::{Outcome, Scenario},
     scenarios::{Named, expect_first_tries, name, seconds},
 };
 
 /// Every scenario of this file, for replay by name.
-pub(crate) const ALL: &[Named] = &[("clocks_step", clocks_step)];
+pub(crate) const ALL: &[Named] =
+    &[("clocks_step", clocks_step), ("member_list_is_a_lie", member_list_is_a_lie)];
 
 /// Bytes of each layer.
 const LAYER_BYTES: usize = 100_000;
@@ -142,4 +144,44 @@ fn expect_member_again(
         }
     }
     Ok(())
+}
+
+// --- addresses ------------------------------------------------------------------------------------
+
+/// DNS knows of nobody for so long.
+const EMPTY_FOR: Duration = seconds(300);
+
+/// Until when the cluster has formed all the same: two nodes find each other within minutes after DNS
+/// began to say something, the last halves by one of the re-checks, each several minutes apart.
+const FORMED_BY: Duration = seconds(2400);
+
+/// Most dials in an hour of a node that is told addresses without end: thirty for each attempt.
+const DIALS_PER_HOUR_MAX: u64 = 30 * ATTEMPTS_PER_HOUR_MAX;
+
+/// DNS says nothing for five minutes, then something else each time, up to a thousand addresses
+/// of which six at most are right. The cluster forms through those, and each node finds what one
+/// of them has; nobody asks or dials more than so often.
+#[must_use]
+pub fn member_list_is_a_lie() -> Scenario {
+    let image = held_by(1);
+    let mut scenario = Scenario::new("member_list_is_a_lie", FORMED_BY + seconds(60))
+        .light()
+        .nodes(6)
+        .dns(Dns::Lie { empty_for: EMPTY_FOR, entries_max: 1000 })
+        .quiet_from(Duration::ZERO)
+        .image(Image::new(&image, 1, LAYER_BYTES, 1))
+        .preload("n1", &image)
+        .fault(Duration::ZERO, Fault::CutUpstream);
+    for n in 2..=6 {
+        scenario = scenario.pull(FORMED_BY + seconds(n as u64), &name(n), &image);
+    }
+    scenario.expect(|outcome| {
+        expect_first_tries(outcome, 5, seconds(1))?;
+        for (node, work) in &outcome.work {
+            if work.resolves > ATTEMPTS_PER_HOUR_MAX || work.dials > DIALS_PER_HOUR_MAX {
+                return Err(format!("{node} looked for others too often: {work:?}"));
+            }
+        }
+        Ok(())
+    })
 }

@@ -9,3 +9,8 @@ const SEEDS: u64 = 16;
 fn clocks_step() {
     untruths::clocks_step().run_seeds(1..=SEEDS);
 }
+
+#[test]
+fn member_list_is_a_lie() {
+    untruths::member_list_is_a_lie().run_seeds(1..=SEEDS);
+}

@@ -192,9 +192,9 @@ fn own_address_is_forgotten_exactly_at_the_end_of_its_memory() {
     let found = world.now;
     world.bootstrap.remember_self(found, addr(1));
     world.bootstrap.answer = BTreeMap::from([(addr(1), None), (addr(2), None)]);
-    world.bootstrap.dial(found + SELF_MEMORY - TICK);
+    world.bootstrap.begin_dials(found + SELF_MEMORY - TICK);
     assert!(!world.bootstrap.dials.contains_key(&addr(1)));
-    world.bootstrap.dial(found + SELF_MEMORY);
+    world.bootstrap.begin_dials(found + SELF_MEMORY);
     assert!(world.bootstrap.dials.contains_key(&addr(1)));
 }
 
@@ -312,6 +312,74 @@ fn addresses_that_failed_are_tried_after_those_that_did_not() {
     let first: BTreeSet<_> = world.dials.iter().take(12).map(|(_, addr)| *addr).collect();
     assert_eq!(first.len(), 12);
     assert!(world.dials.len() > 12, "a last resort is better than none");
+}
+
+/// Of a thousand addresses ten are of nodes of the cluster.
+#[test]
+fn few_true_addresses_among_many_dead_ones_are_found() {
+    for seed in 0..16 {
+        let mut world = World::new(seed);
+        world.bootstrap.start(world.now);
+        let is_true = |at: SocketAddr| (0..10).any(|n| at == addr(n * 100));
+        let first_join = |world: &World| world.joins.first().copied();
+        let mut minutes = 0;
+        while first_join(&world).is_none() {
+            minutes += 1;
+            assert!(minutes <= 20, "not found after {minutes} min, seed {seed}");
+            world.run(Duration::from_secs(60), || Ok(answer(0..1000)), |at| is_true(at).then_some(peer(1)));
+        }
+    }
+}
+
+/// Strangers answer, but never let this node in; they must not keep it from those who would.
+#[test]
+fn nodes_that_do_not_let_this_one_in_are_tried_after_others() {
+    let mut world = World::new(1);
+    world.bootstrap.start(world.now);
+    world.run(
+        QUICK_FIRST * 8,
+        || Ok(answer(0..12)),
+        |at| Some(if at == addr(11) { peer(2) } else { peer(1) }),
+    );
+    let first: BTreeSet<_> = world.dials.iter().take(12).map(|(_, addr)| *addr).collect();
+    assert_eq!(first.len(), 12, "{:?}", world.dials);
+}
+
+#[test]
+fn dials_are_bounded_whatever_the_list_says() {
+    for members in [0, 5] {
+        let mut world = World::new(1);
+        world.bootstrap.start(world.now);
+        world.bootstrap.on_members(world.now, members);
+        let mut asked = 0;
+        // Another thousand addresses in each answer.
+        let resolve = || {
+            asked += 1;
+            Ok(answer((0..1000).map(|n| n + asked * 1000)))
+        };
+        world.run(HOUR, resolve, |_| None);
+        let (attempts, dials) = (world.attempts.len(), world.dials.len());
+        assert!(dials <= attempts * ATTEMPT_DIALS_MAX, "{dials} dials in {attempts} attempts");
+        assert!(attempts <= if members > 0 { 19 } else { 70 }, "{attempts}");
+    }
+}
+
+#[test]
+fn address_under_two_names_is_dialled_for_whoever_is_there() {
+    let mut world = World::new(1);
+    let now = world.now;
+    world.bootstrap.start(now);
+    world.drain();
+    let named = |number, name| BootstrapAddr { addr: addr(number), peer: Some(peer(name)) };
+    world.bootstrap.on_resolved(now, vec![named(1, 7), named(1, ME), named(2, 8), named(2, 8)]);
+    let dials = world.drain().into_iter().filter_map(|event| match event {
+        Event::Dial { addr, peer, .. } => Some((addr, peer)),
+        Event::Resolve | Event::Join { .. } | Event::Notice(_) => None,
+    });
+    assert_eq!(
+        dials.collect::<BTreeMap<_, _>>(),
+        BTreeMap::from([(addr(1), None), (addr(2), Some(peer(8)))])
+    );
 }
 
 #[test]

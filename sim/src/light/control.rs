@@ -2,47 +2,55 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use rand::RngExt as _;
 use spegel_core::{ExchangeId, Input, PeerId};
 
-use super::{Dns, Event, Index, Reach, VIP, World, machine::index_of};
+use super::{Event, Index, Reach, World, names::Target};
+
+/// Why a dial failed whose address is another's.
+const ANOTHER_PEER: &str = "another peer answered";
 
 impl World<'_> {
-    /// Whom an address leads to.
-    fn target(&mut self, node: Index, addr: SocketAddr) -> Option<Index> {
-        if addr != VIP {
-            return index_of(addr.ip()).filter(|index| *index < self.machines.len());
-        }
-        let Dns::Vip { self_percent } = self.plan.dns else { return None };
-        let others: Vec<_> =
-            self.listed.iter().map(|(_, listed)| *listed).filter(|listed| *listed != node).collect();
-        if others.is_empty() || self.percent(self_percent) {
-            return Some(node);
-        }
-        Some(others[self.rng.random_range(0..others.len())])
-    }
-
-    pub(super) fn dial(&mut self, node: Index, addr: SocketAddr, timeout: Duration) {
+    pub(super) fn dial(
+        &mut self,
+        node: Index,
+        addr: SocketAddr,
+        expected: Option<PeerId>,
+        timeout: Duration,
+    ) {
         let life = self.machines[node].life;
         let latency = self.latency();
-        match self.target(node, addr) {
-            Some(target) if !matches!(self.reach(node, target), Reach::Silent) => {
-                self.after(latency, Event::Dial { node, life, addr, target });
+        let failed = |cause: &str| Input::DialFailed { addr, cause: cause.to_owned() };
+        let (delay, input) = match self.target(node, addr) {
+            Target::Node(target) if !matches!(self.reach(node, target), Reach::Silent) => {
+                return self.after(latency, Event::Dial { node, life, addr, expected, target });
             }
-            Some(_) | None => {
-                let input = Input::DialFailed { addr, cause: "timed out".to_owned() };
-                self.after(timeout, Event::Input { node, life, input });
+            Target::Stranger(peer) if expected.is_none_or(|expected| expected == peer) => {
+                (latency * 2, Input::Dialed { addr, peer })
             }
-        }
+            Target::Stranger(_) => (latency * 2, failed(ANOTHER_PEER)),
+            Target::Refuses => (latency * 2, failed("connection refused")),
+            Target::Node(_) | Target::Nobody => (timeout, failed("timed out")),
+        };
+        self.after(delay, Event::Input { node, life, input });
     }
 
-    pub(super) fn arrive_dial(&mut self, node: Index, life: u64, addr: SocketAddr, target: Index) {
+    pub(super) fn arrive_dial(
+        &mut self,
+        node: Index,
+        life: u64,
+        addr: SocketAddr,
+        expected: Option<PeerId>,
+        target: Index,
+    ) {
         let latency = self.latency();
+        let failed = |cause: &str| Input::DialFailed { addr, cause: cause.to_owned() };
+        let peer = self.machines[target].peer;
         let input = match self.reach(node, target) {
-            Reach::Open => Input::Dialed { addr, peer: self.machines[target].peer },
+            Reach::Open if expected.is_none_or(|expected| expected == peer) => Input::Dialed { addr, peer },
+            Reach::Open => failed(ANOTHER_PEER),
             // The dialler gives up first: its core counts the dial as lost.
             Reach::Later(_) | Reach::Silent => return,
-            Reach::Refused => Input::DialFailed { addr, cause: "connection refused".to_owned() },
+            Reach::Refused => failed("connection refused"),
         };
         self.after(latency, Event::Input { node, life, input });
     }

@@ -3,7 +3,7 @@
 
 use std::{cmp::Reverse, collections::BinaryHeap, net::SocketAddr, time::Duration};
 
-use spegel_core::{AttemptId, ExchangeId, Input, Output, PullId};
+use spegel_core::{AttemptId, ExchangeId, Input, Output, PeerId, PullId};
 
 use super::Index;
 
@@ -42,6 +42,7 @@ pub(super) enum Event {
         node: Index,
         life: u64,
         addr: SocketAddr,
+        expected: Option<PeerId>,
         target: Index,
     },
     Request {

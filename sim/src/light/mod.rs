@@ -9,16 +9,16 @@ mod control;
 mod event;
 mod faults;
 mod machine;
+mod names;
 mod pull;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, SocketAddr},
     time::{Duration, Instant},
 };
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
-use spegel_core::{BootstrapAddr, Input, Node, Notice, Output, PeerId};
+use spegel_core::{Input, Node, Notice, Output, PeerId};
 use spegel_io::clock;
 
 use self::{
@@ -30,7 +30,7 @@ use crate::{
     containerd::{self, Containerd},
     fault::{Dns, Fault, Lossy},
     invariant::{Watch, agreement},
-    node::{DNS_LATENCY, ROUTER_PORT, node_config, node_seed},
+    node::{DNS_LATENCY, node_config, node_seed},
     scenario::{Outcome, Pulled, Scenario},
     trace::Trace,
     upstream::Upstream,
@@ -50,9 +50,6 @@ const EVENTS_PER_MOMENT_MAX: u32 = 1_000_000;
 
 /// How long until a process that lost a connection, or news of containerd, hears of it.
 const NEWS_LATENCY: Duration = Duration::from_millis(1);
-
-/// The address of the Service, which is no node's.
-const VIP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1)), ROUTER_PORT);
 
 /// Where a node is in the list of them.
 type Index = usize;
@@ -259,11 +256,13 @@ impl<'a> World<'a> {
             }
             Event::Resolve { node, life } => {
                 if self.machines[node].life == life {
-                    let answer = self.resolve();
+                    let answer = self.resolve(node);
                     self.handle(node, answer);
                 }
             }
-            Event::Dial { node, life, addr, target } => self.arrive_dial(node, life, addr, target),
+            Event::Dial { node, life, addr, expected, target } => {
+                self.arrive_dial(node, life, addr, expected, target);
+            }
             Event::Request { from, life, to, exchange, message } => {
                 self.arrive_request(from, life, to, exchange, message);
             }
@@ -392,7 +391,7 @@ impl<'a> World<'a> {
             Output::ServeTag { name, digest } => drop(process.tags.insert(name, digest)),
             Output::StopServingTag { name } => drop(process.tags.remove(&name)),
             Output::ResolveBootstrap => self.after(DNS_LATENCY, Event::Resolve { node, life }),
-            Output::Dial { addr, timeout, .. } => self.dial(node, addr, timeout),
+            Output::Dial { addr, peer, timeout } => self.dial(node, addr, peer, timeout),
             Output::Send { to, addrs, exchange, message, timeout } => {
                 self.send(node, &to, &addrs, exchange, message, timeout);
             }
@@ -427,23 +426,6 @@ impl<'a> World<'a> {
             | Output::List
             | Output::Inspect { .. }
             | Output::ReadManifest { .. } => unreachable!("containerd took it"),
-        }
-    }
-
-    fn resolve(&mut self) -> Input {
-        let (now, plan) = (self.now, self.plan);
-        let addrs: Vec<_> = match plan.dns {
-            Dns::List { stale } => {
-                let listed = self.listed.iter().filter(|(since, _)| *since + stale <= now);
-                let addrs = listed.map(|(_, node)| SocketAddr::new(self.machines[*node].ip, ROUTER_PORT));
-                addrs.map(|addr| BootstrapAddr { addr, peer: None }).collect()
-            }
-            Dns::Vip { .. } => vec![BootstrapAddr { addr: VIP, peer: None }],
-        };
-        if addrs.is_empty() {
-            Input::BootstrapFailed { cause: "no such host".to_owned() }
-        } else {
-            Input::BootstrapResolved { addrs }
         }
     }
 

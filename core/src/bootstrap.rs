@@ -256,6 +256,8 @@ impl Bootstrap {
             return;
         }
         self.quick.reset();
+        // What is left was chosen for another state.
+        self.to_dial.clear();
         // An attempt that is running plans the next when it ends.
         if self.attempt_at.is_some() {
             self.plan(now);

@@ -77,6 +77,10 @@ struct World {
     answer: BTreeMap<SocketAddr, Option<PeerId>>,
     /// What dials of each address came to.
     learnt: Vec<(Instant, SocketAddr, There)>,
+    /// Where others were reached by the last attempt.
+    reached: BTreeSet<SocketAddr>,
+    /// Where others were reached who did not let this node in.
+    shut_out: BTreeSet<SocketAddr>,
     /// When the question that is out was asked.
     asked_at: Option<Instant>,
     attempts: Vec<Instant>,
@@ -133,7 +137,9 @@ impl World {
             .map(|(addr, _)| *addr)
             .collect();
         let others: Vec<_> = theirs.iter().filter(|addr| !self.is_self(**addr)).copied().collect();
-        let failed = |addr: &&SocketAddr| matches!(self.last(**addr), Some((_, There::Nobody)));
+        let failed = |addr: &&SocketAddr| {
+            self.shut_out.contains(addr) || matches!(self.last(**addr), Some((_, There::Nobody)))
+        };
         let good = others.iter().filter(|addr| !failed(addr)).count();
         assert!(
             self.dials.len() >= good.min(most),
@@ -176,11 +182,25 @@ impl World {
         }
     }
 
+    /// The bootstrapper answered or failed: those reached before have let this node in or not.
+    fn judge_reached(&mut self) {
+        for addr in std::mem::take(&mut self.reached) {
+            if self.members > 0 {
+                self.shut_out.remove(&addr);
+            } else if self.answer.contains_key(&addr) {
+                self.shut_out.insert(addr);
+            }
+        }
+    }
+
     fn dial_ended(&mut self, nth: usize, there: There) -> Option<SocketAddr> {
         let (_, addr) = (nth < self.dials.len()).then(|| self.dials.remove(nth))?;
         match there {
             There::Nobody => {}
-            There::Other => self.expected.push(Event::Join { peer: peer(7), addr }),
+            There::Other => {
+                self.reached.insert(addr);
+                self.expected.push(Event::Join { peer: peer(7), addr });
+            }
             There::Itself if self.is_self(addr) => {}
             There::Itself => self.expected.push(Event::Notice(Notice::BootstrapIsSelf { addr })),
         }
@@ -208,13 +228,17 @@ impl World {
                         };
                         self.learnt.retain(|(_, addr, there)| !dropped(addr, there));
                         (self.answer, self.outage) = (usable, false);
+                        let answer = &self.answer;
+                        self.shut_out.retain(|addr| answer.contains_key(addr));
                     }
+                    self.judge_reached();
                 }
                 self.bootstrap.on_resolved(now, answer);
             }
             Step::Fail => {
                 if self.asked_at.take().is_some() {
                     self.question_failed("no");
+                    self.judge_reached();
                 }
                 self.bootstrap.on_failed(now, "no");
             }
@@ -238,6 +262,7 @@ impl World {
                     self.now = at;
                     if self.asked_at.take_if(|asked| at - *asked >= SECOND * 30).is_some() {
                         self.question_failed("the bootstrapper did not answer");
+                        self.judge_reached();
                     }
                     while let Some(nth) =
                         self.dials.iter().position(|(dialled, _)| at - *dialled >= SECOND * 6)
@@ -272,6 +297,8 @@ proptest! {
             members: 0,
             answer: BTreeMap::new(),
             learnt: Vec::new(),
+            reached: BTreeSet::new(),
+            shut_out: BTreeSet::new(),
             asked_at: None,
             attempts: Vec::new(),
             dials: Vec::new(),

@@ -10,7 +10,7 @@ use crate::{
     image::Image,
     incidents,
     scenario::{Outcome, Scenario},
-    untruths,
+    stories, untruths,
 };
 
 /// The image that most scenarios are about.
@@ -40,7 +40,7 @@ const OTHERS: &[Named] = &[
 
 /// Every scenario there is, for replay by name.
 pub fn all() -> impl Iterator<Item = Named> {
-    incidents::ALL.iter().chain(OTHERS).chain(untruths::ALL).copied()
+    incidents::ALL.iter().chain(stories::ALL).chain(OTHERS).chain(untruths::ALL).copied()
 }
 
 /// The scenario of this name.

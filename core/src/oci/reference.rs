@@ -199,6 +199,8 @@ impl fmt::Display for ImageName {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -280,6 +282,15 @@ mod tests {
         }
     }
 
+    /// The whole grammar, with the parts as its groups.
+    static IMAGE_NAME: LazyLock<regex::Regex> = LazyLock::new(|| {
+        let component = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*";
+        let grammar = format!(
+            r"^([A-Za-z0-9._:\[\]-]+)/({component}(?:/{component})*)(?::(\w[\w.-]*))?(?:@(sha256:[0-9a-f]{{64}}))?$"
+        );
+        regex::Regex::new(&grammar).expect("a regex")
+    });
+
     proptest! {
         #[test]
         fn whatever_parses_prints_the_same(text in "[a-c.:/@_-]{0,24}") {
@@ -298,7 +309,6 @@ mod tests {
             prop_assert_eq!(text.parse::<Repository>().is_ok(), grammar.is_match(&text));
         }
 
-        /// The whole grammar as one regular expression, whose groups are the parts.
         #[test]
         fn image_names_match_the_grammar_as_a_regex(
             registry in "[a-cA._\\[\\]:-]{0,4}",
@@ -306,18 +316,13 @@ mod tests {
             tag in "|:[a-cA0._-]{0,4}|:[a-c]:[a-c]",
             digest in prop_oneof![2 => Just(""), 1 => Just(DIGEST), 1 => Just("sha256:00"), 1 => Just("a")],
         ) {
-            let component = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*";
-            let grammar = format!(
-                r"^([A-Za-z0-9._:\[\]-]+)/({component}(?:/{component})*)(?::(\w[\w.-]*))?(?:@(sha256:[0-9a-f]{{64}}))?$"
-            );
-            let grammar = regex::Regex::new(&grammar).expect("a regex");
             let at = if digest.is_empty() { "" } else { "@" };
             let text = format!("{registry}{repository}{tag}{at}{digest}");
             let read = text.parse::<ImageName>().ok().map(|name| {
                 let (tag, digest) = (name.tag.map(|tag| tag.to_string()), name.digest.map(|digest| digest.to_string()));
                 (name.registry, name.repository.to_string(), tag, digest)
             });
-            let expected = grammar.captures(&text).map(|parts| {
+            let expected = IMAGE_NAME.captures(&text).map(|parts| {
                 let part = |number| parts.get(number).map(|part| part.as_str().to_owned());
                 (part(1).unwrap_or_default(), part(2).unwrap_or_default(), part(3), part(4))
             });

@@ -115,7 +115,15 @@ impl Intercept {
         let pulled = match outcome {
             // Only a pull says where content came from; an import does not.
             Inspection::Present(content) => !content.sources.is_empty(),
-            Inspection::Absent | Inspection::Failed { .. } => false,
+            Inspection::Absent => false,
+            Inspection::Failed { .. } => {
+                // containerd is being restarted, perhaps because of the very proxy.
+                if self.waiting.len() < WAITING_MAX {
+                    self.waiting.push_back((now + LABEL_DELAY, *digest));
+                    self.inspected.insert(*digest, image);
+                }
+                return;
+            }
         };
         if !pulled || self.asked.contains(now, digest) {
             return;
@@ -288,6 +296,29 @@ mod tests {
         assert_eq!(intercept.poll_event(), Some(Event::Inspect { digest: digest(1) }));
         intercept.on_inspected(now + LABEL_DELAY, &digest(1), &present(1, true));
         assert_eq!(intercept.bypassed_images(), 1);
+    }
+
+    #[test]
+    fn image_is_judged_later_when_containerd_could_not_be_asked() {
+        let (mut intercept, mut now) = (Intercept::new(Filters::default()), start());
+        intercept.on_blob_committed(now, digest(1));
+        intercept.on_image_changed(now, &image(1));
+        for _ in 0..3 {
+            now += LABEL_DELAY;
+            intercept.handle_timeout(now);
+            assert_eq!(intercept.poll_event(), Some(Event::Inspect { digest: digest(1) }));
+            let refused = Inspection::Failed { cause: "connection refused".to_owned() };
+            intercept.on_inspected(now, &digest(1), &refused);
+            assert_eq!(intercept.poll_timeout(), Some(now + LABEL_DELAY));
+        }
+        intercept.handle_timeout(now + LABEL_DELAY);
+        intercept.on_inspected(now + LABEL_DELAY, &digest(1), &present(1, true));
+        assert_eq!((intercept.bypassed_images(), intercept.poll_timeout()), (1, None));
+        // Nobody asks for ever about what arrived long ago.
+        intercept.on_blob_committed(now, digest(2));
+        intercept.on_image_changed(now, &image(2));
+        intercept.handle_timeout(now + REQUEST_MEMORY + LABEL_DELAY);
+        assert_eq!((intercept.poll_timeout(), intercept.inspected.len()), (None, 0));
     }
 
     #[test]

@@ -6,31 +6,66 @@
 
 use std::{
     collections::BTreeMap,
-    future::Future,
+    future::{Future, pending},
     io,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     pin::pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
+use rand::{SeedableRng as _, rngs::StdRng};
 use spegel_core::{ExchangeId, Input, MESSAGE_SIZE_MAX, Output, PeerId};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     sync::{mpsc, oneshot},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use turmoil::net::{TcpListener, TcpStream};
 
+use crate::{
+    fault::{Lossy, VIP},
+    node::{Resolver, lock},
+};
+
 /// Length of a public key, which opens each frame.
 const PEER_BYTES: usize = 32;
+
+/// What carries messages between all nodes. Clones are the same one.
+#[derive(Clone, Debug)]
+pub struct Wire(Arc<Mutex<(Lossy, StdRng)>>);
+
+impl Wire {
+    /// One that carries everything, until told otherwise.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self(Arc::new(Mutex::new((Lossy::NONE, StdRng::seed_from_u64(seed)))))
+    }
+
+    /// How messages fare from now on.
+    pub fn set_lossy(&self, lossy: Lossy) {
+        lock(&self.0).0 = lossy;
+    }
+
+    fn travels(&self) -> Vec<Duration> {
+        let mut state = lock(&self.0);
+        let (lossy, rng) = &mut *state;
+        lossy.travels(rng)
+    }
+}
 
 /// The control endpoint of one node.
 #[derive(Clone, Debug)]
 pub struct Control {
     me: PeerId,
+    home: IpAddr,
+    dns: Resolver,
+    wire: Wire,
     inputs: mpsc::Sender<Input>,
     inbound: Arc<Mutex<Inbound>>,
+    /// Where a dial of an address that is no node's has led: the connection that it opened would
+    /// carry further messages to that peer.
+    connected: Arc<Mutex<BTreeMap<PeerId, SocketAddr>>>,
 }
 
 #[derive(Debug, Default)]
@@ -40,10 +75,10 @@ struct Inbound {
 }
 
 impl Control {
-    /// An endpoint of `me`.
+    /// The endpoint of `me`, whose address is `home`.
     #[must_use]
-    pub fn new(me: PeerId, inputs: mpsc::Sender<Input>) -> Self {
-        Self { me, inputs, inbound: Arc::default() }
+    pub fn new(me: PeerId, home: IpAddr, dns: Resolver, wire: Wire, inputs: mpsc::Sender<Input>) -> Self {
+        Self { me, home, dns, wire, inputs, inbound: Arc::default(), connected: Arc::default() }
     }
 
     /// Accepts messages on `port` for ever.
@@ -70,7 +105,7 @@ impl Control {
         }
         let (sender, receiver) = oneshot::channel();
         let exchange = {
-            let mut inbound = self.inbound.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut inbound = lock(&self.inbound);
             let exchange = ExchangeId(inbound.next);
             inbound.next += 1;
             inbound.waiting.insert(exchange, sender);
@@ -79,6 +114,12 @@ impl Control {
         let input = Input::MessageReceived { from, exchange, message };
         self.inputs.send(input).await.map_err(|_| io::ErrorKind::BrokenPipe)?;
         let reply = receiver.await.map_err(|_| io::ErrorKind::BrokenPipe)?;
+        // The asker takes one reply, so that a second would not be heard.
+        let Some(lateness) = self.wire.travels().first().copied() else {
+            // It waits in vain until it gives up.
+            return stream.read_u8().await.map(drop);
+        };
+        sleep(lateness).await;
         write_frame(&mut stream, self.me, &reply).await
     }
 
@@ -87,28 +128,50 @@ impl Control {
     pub fn perform(&self, output: &Output) -> bool {
         match output {
             Output::Reply { exchange, message } => {
-                let waiting =
-                    self.inbound.lock().unwrap_or_else(PoisonError::into_inner).waiting.remove(exchange);
+                let waiting = lock(&self.inbound).waiting.remove(exchange);
                 if let Some(waiting) = waiting {
                     // The asker has gone.
                     let _ = waiting.send(message.clone());
                 }
             }
             Output::Dial { addr, timeout, .. } => {
-                let (me, addr) = (self.me, *addr);
-                self.report(
-                    *timeout,
-                    async move { exchange(me, addr, &[]).await },
-                    move |result| match result {
-                        Ok((peer, _)) => Input::Dialed { addr, peer },
+                let (me, addr, endpoint) = (self.me, *addr, self.dns.endpoint(self.home, *addr));
+                let connected = Arc::clone(&self.connected);
+                self.report(*timeout, async move { exchange(me, endpoint, &[]).await }, move |result| {
+                    match result {
+                        Ok((peer, _)) => {
+                            if endpoint != addr {
+                                lock(&connected).insert(peer, endpoint);
+                            }
+                            Input::Dialed { addr, peer }
+                        }
                         Err(error) => Input::DialFailed { addr, cause: error.to_string() },
-                    },
-                );
+                    }
+                });
             }
             Output::Send { to, addrs, exchange: id, message, timeout } => {
                 let (me, to, id, message) = (self.me, *to, *id, message.clone());
-                let addr = addrs.first().copied();
+                let over = |addr: &SocketAddr| {
+                    if *addr == VIP { lock(&self.connected).get(&to).copied() } else { Some(*addr) }
+                };
+                let addr = addrs.first().and_then(over);
+                let mut travels = self.wire.travels();
+                let first = travels.pop();
+                for lateness in travels {
+                    let message = message.clone();
+                    tokio::spawn(async move {
+                        sleep(lateness).await;
+                        // Whatever comes of a copy, nobody waits for it.
+                        if let Some(addr) = addr {
+                            let _ = exchange(me, addr, &message).await;
+                        }
+                    });
+                }
                 let attempt = async move {
+                    match first {
+                        Some(lateness) => sleep(lateness).await,
+                        None => pending().await,
+                    }
                     let addr = addr.ok_or(io::ErrorKind::AddrNotAvailable)?;
                     let (peer, reply) = exchange(me, addr, &message).await?;
                     if peer == to { Ok(reply) } else { Err(io::Error::other("another peer answered")) }
@@ -118,8 +181,9 @@ impl Control {
                     Err(error) => Input::SendFailed { exchange: id, cause: error.to_string() },
                 });
             }
-            // There is no connection that lasts.
-            Output::Disconnect { .. } => {}
+            Output::Disconnect { peer } => {
+                lock(&self.connected).remove(peer);
+            }
             _ => return false,
         }
         true

@@ -1,8 +1,13 @@
 //! What can go wrong in a scenario, and when.
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use rand::{RngExt as _, rngs::StdRng};
+
+use crate::node::ROUTER_PORT;
 
 /// Something done to the cluster at one moment.
 #[derive(Clone, Debug, PartialEq)]
@@ -138,17 +143,21 @@ impl Lossy {
 
     /// How much longer than others each copy of one message travels: none if it is lost.
     pub(crate) fn travels(self, rng: &mut StdRng) -> Vec<Duration> {
-        let mut happens = |percent: u8| percent > 0 && rng.random_range(0..100) < percent;
-        if happens(self.lost) {
+        if happens(self.lost, rng) {
             Vec::new()
-        } else if happens(self.doubled) {
+        } else if happens(self.doubled, rng) {
             vec![Duration::ZERO; 2]
-        } else if happens(self.late) {
+        } else if happens(self.late, rng) {
             vec![Duration::from_millis(rng.random_range(0..LATE_MAX_MS))]
         } else {
             vec![Duration::ZERO]
         }
     }
+}
+
+/// With this probability, of a hundred.
+pub(crate) fn happens(percent: u8, rng: &mut StdRng) -> bool {
+    percent > 0 && rng.random_range(0..100) < percent
 }
 
 /// How nodes find each other at first.
@@ -173,4 +182,15 @@ pub enum Dns {
         /// How often it leads to the node that dials, of a hundred.
         self_percent: u8,
     },
+}
+
+/// The address of the Service, which is no node's.
+pub(crate) const VIP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1)), ROUTER_PORT);
+
+/// Where a Service's address leads to this time, as seen from `home`.
+pub(crate) fn endpoint<T: Copy>(self_percent: u8, home: T, others: &[T], rng: &mut StdRng) -> T {
+    if others.is_empty() || happens(self_percent, rng) {
+        return home;
+    }
+    others[rng.random_range(0..others.len())]
 }

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use spegel_core::Notice;
+use spegel_io::metrics::Metrics;
 
 use crate::{
     fault::{Dns, Fault},
@@ -27,8 +28,12 @@ pub(crate) const ALL: &[Named] = &[
     ("vip_always_leads_home", vip_always_leads_home),
     ("vip_often_leads_home", vip_often_leads_home),
     ("vip_sometimes_leads_home", vip_sometimes_leads_home),
+    ("vip_with_http", vip_with_http),
     ("dead_node", dead_node),
     ("dead_nodes_of_sixty", dead_nodes_of_sixty),
+    ("proxy_on_two_nodes", proxy_on_two_nodes),
+    ("proxy_with_http", proxy_with_http),
+    ("proxy_for_a_day", proxy_for_a_day),
 ];
 
 const fn seconds(count: u64) -> Duration {
@@ -213,7 +218,6 @@ pub fn vip_always_leads_home() -> Scenario {
 
 fn vip(name: &'static str, nodes: usize, self_percent: u8, formed_by: Duration) -> Scenario {
     let mut scenario = Scenario::new(name, formed_by + seconds(60))
-        .light()
         .nodes(nodes)
         .dns(Dns::Vip { self_percent })
         .quiet_from(Duration::ZERO)
@@ -233,13 +237,19 @@ fn vip(name: &'static str, nodes: usize, self_percent: u8, formed_by: Duration) 
 /// Four times of five the Service leads home.
 #[must_use]
 pub fn vip_often_leads_home() -> Scenario {
-    vip("vip_often_leads_home", 3, 80, seconds(1500))
+    vip("vip_often_leads_home", 3, 80, seconds(1500)).light()
 }
 
 /// Every other time the Service leads home.
 #[must_use]
 pub fn vip_sometimes_leads_home() -> Scenario {
-    vip("vip_sometimes_leads_home", 5, 50, seconds(1200))
+    vip("vip_sometimes_leads_home", 5, 50, seconds(1200)).light()
+}
+
+/// Every third time the Service leads home, with everything that is real.
+#[must_use]
+pub fn vip_with_http() -> Scenario {
+    vip("vip_with_http", 3, 33, seconds(200)).tick(Duration::from_millis(10))
 }
 
 // --- nodes that die in silence ----------------------------------------------------------------------
@@ -331,3 +341,134 @@ fn expect_dead_are_left_alone(
 /// Until when all members know of a death: nine seconds have been seen where a third dies at once,
 /// because many of those who are asked to probe for others are dead themselves.
 const DEATH_KNOWN_MAX: Duration = seconds(12);
+
+// --- a proxy between containerd and the mirror ------------------------------------------------------
+
+/// Images that come past the mirror in a row before anything is said.
+const BYPASSES_MIN: usize = 3;
+
+/// How long after the last of these at the latest: labels, by which pulled content is told from
+/// imported, come a moment late, and are looked at after five seconds.
+const BYPASS_NOTICED_MAX: Duration = seconds(6);
+
+/// How often it is said at most.
+const BYPASS_NOTICE_INTERVAL: Duration = seconds(3600);
+
+fn proxied_image(n: usize) -> String {
+    format!("registry.test/proxied{n}:1")
+}
+
+/// The image that is put on every node by hand, and the one that every node has from the beginning.
+const SIDELOADED: &str = "registry.test/sideloaded:1";
+const PRELOADED: &str = "registry.test/preloaded:1";
+
+/// On each of `nodes` nodes the first `proxied` of which have a proxy between containerd and mirror,
+/// a new image is pulled each `interval`, from `from` on, one is there already, and one is put there
+/// by hand. containerd is away when the second image is judged.
+fn with_proxy(
+    name: &'static str,
+    nodes: usize,
+    proxied: usize,
+    images: u64,
+    (from, interval): (Duration, Duration),
+) -> Scenario {
+    let ends_at = from + interval * u32::try_from(images).unwrap_or(u32::MAX) + seconds(20);
+    let mut scenario = Scenario::new(name, ends_at)
+        .nodes(nodes)
+        .image(Image::new(SIDELOADED, 1, 100, 1001))
+        .image(Image::new(PRELOADED, 1, 100, 1002));
+    for n in 0..images {
+        scenario = scenario.image(Image::new(&proxied_image(n as usize), 1, 100, n));
+    }
+    for n in 1..=nodes {
+        let node = format!("n{n}");
+        if n <= proxied {
+            scenario = scenario.fault(Duration::ZERO, Fault::BypassMirror { node: node.clone() });
+        }
+        scenario = scenario
+            .preload(&node, PRELOADED)
+            .fault(from + interval / 2, Fault::Sideload { node: node.clone(), image: SIDELOADED.to_owned() })
+            .fault(from + interval + seconds(5), Fault::StopContainerd { node: node.clone() })
+            .fault(from + interval + seconds(6), Fault::StartContainerd { node: node.clone() });
+        for image in 0..images {
+            let at = from
+                + interval * u32::try_from(image).unwrap_or(u32::MAX)
+                + Duration::from_millis(200 * n as u64);
+            scenario = scenario.pull(at, &node, &proxied_image(image as usize));
+        }
+    }
+    scenario
+}
+
+/// The first `proxied` nodes say so, in time and not too often; the others say nothing.
+fn expect_bypass_noticed(outcome: &Outcome, proxied: usize) -> Result<(), String> {
+    for (node, report) in &outcome.reports {
+        let pulls: Vec<_> = outcome.pulls.iter().filter(|pull| pull.node == *node).collect();
+        let said: Vec<_> = outcome
+            .notices
+            .iter()
+            .filter(|(_, by, notice)| by == node && matches!(notice, Notice::MirrorBypassed { .. }))
+            .collect();
+        let is_proxied = node[1..].parse().is_ok_and(|n: usize| n <= proxied);
+        let expected = if is_proxied { pulls.len() } else { 0 };
+        let metrics = Metrics::new();
+        metrics.reported(report);
+        if !metrics.encode().contains(&format!("spegel_mirror_bypassed_images_total {expected}\n")) {
+            let counted = report.bypassed_images;
+            return Err(format!("{node} counts {counted} images that came past the mirror, not {expected}"));
+        }
+        if !is_proxied {
+            match said.first() {
+                Some(wrong) => {
+                    return Err(format!("{node} uses the mirror, and says that it does not: {wrong:?}"));
+                }
+                None => continue,
+            }
+        }
+        let alarming = pulls.get(BYPASSES_MIN - 1).ok_or("too few pulls for an alarm")?;
+        let Some((first, _, Notice::MirrorBypassed { example, .. })) = said.first() else {
+            return Err(format!("{node} does not say that the mirror is bypassed"));
+        };
+        if *first > alarming.ended_at + BYPASS_NOTICED_MAX || *example != alarming.image {
+            return Err(format!("{node} speaks of {example} at {first:?}, not soon after {alarming:?}"));
+        }
+        if let Some(pair) = said.windows(2).find(|pair| pair[0].0 + BYPASS_NOTICE_INTERVAL > pair[1].0) {
+            return Err(format!("{node} says it again too soon: {pair:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// Two of ten nodes, five images within two minutes.
+#[must_use]
+pub fn proxy_on_two_nodes() -> Scenario {
+    with_proxy("proxy_on_two_nodes", 10, 2, 5, (seconds(20), seconds(20))).light().expect(|outcome| {
+        outcome.expect_pulls(50, seconds(1))?;
+        expect_bypass_noticed(outcome, 2)
+    })
+}
+
+/// One of three nodes, with everything that is real.
+#[must_use]
+pub fn proxy_with_http() -> Scenario {
+    with_proxy("proxy_with_http", 3, 1, 4, (seconds(10), seconds(10))).tick(Duration::from_millis(5)).expect(
+        |outcome| {
+            outcome.expect_pulls(12, seconds(1))?;
+            expect_bypass_noticed(outcome, 1)
+        },
+    )
+}
+
+/// Two nodes, one of them with a proxy, an image each half an hour for a day. (The Service leads
+/// each node home, because gossip of a day takes long to simulate.)
+#[must_use]
+pub fn proxy_for_a_day() -> Scenario {
+    with_proxy("proxy_for_a_day", 2, 1, 48, (seconds(600), seconds(1800)))
+        .light()
+        .dns(Dns::Vip { self_percent: 100 })
+        .stays_broken()
+        .expect(|outcome| {
+            outcome.expect_pulls(96, seconds(1))?;
+            expect_bypass_noticed(outcome, 1)
+        })
+}

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use rand::{SeedableRng as _, rngs::StdRng};
 use sha2::{Digest as _, Sha256};
 use spegel_core::{BootstrapAddr, Config, Filters, Input, Node, Notice, Output, PeerId};
 use spegel_io::{
@@ -20,13 +21,19 @@ use spegel_io::{
     shell,
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 use turmoil::net::{TcpListener, TcpStream};
 
-use crate::{containerd::Containerd, control::Control, invariant::Watch, trace::Trace};
+use crate::{
+    containerd::Containerd,
+    control::{Control, Wire},
+    fault::{Dns, VIP, endpoint},
+    invariant::Watch,
+    trace::Trace,
+};
 
 /// Where the mirror listens on each node.
 pub const REGISTRY_PORT: u16 = 5000;
@@ -37,36 +44,63 @@ pub const ROUTER_PORT: u16 = 5001;
 /// Milliseconds since the UNIX epoch when every simulation begins.
 const EPOCH_UNIX_MS: u64 = 1_800_000_000_000;
 
+/// How long bodies under way may take to end when a process ends.
+const DRAIN_MAX: Duration = Duration::from_secs(1);
+
 /// How long a DNS server takes to answer.
 pub(crate) const DNS_LATENCY: Duration = Duration::from_millis(2);
 
-/// The headless Service: nodes appear in it a while after they have started.
-#[derive(Clone, Debug, Default)]
+/// The Service by which nodes find each other. Clones are the same one.
+#[derive(Clone, Debug)]
 pub struct Resolver {
-    stale: Duration,
-    nodes: Arc<Mutex<Vec<(Duration, IpAddr)>>>,
+    dns: Dns,
+    state: Arc<Mutex<ResolverState>>,
+}
+
+#[derive(Debug)]
+struct ResolverState {
+    /// Nodes, and since when they have been there.
+    nodes: Vec<(Duration, IpAddr)>,
+    rng: StdRng,
 }
 
 impl Resolver {
-    /// A name server whose answers are as old as this.
+    /// A Service without nodes.
     #[must_use]
-    pub fn stale_by(stale: Duration) -> Self {
-        Self { stale, nodes: Arc::default() }
+    pub fn new(dns: Dns, seed: u64) -> Self {
+        let state = ResolverState { nodes: Vec::new(), rng: StdRng::seed_from_u64(seed) };
+        Self { dns, state: Arc::new(Mutex::new(state)) }
     }
 
     fn add(&self, addr: IpAddr) {
-        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        let nodes = &mut lock(&self.state).nodes;
         if nodes.iter().all(|(_, known)| *known != addr) {
             nodes.push((elapsed(), addr));
         }
     }
 
+    /// Where a dial of `addr` from `home` leads to.
+    pub(crate) fn endpoint(&self, home: IpAddr, addr: SocketAddr) -> SocketAddr {
+        let Dns::Vip { self_percent } = self.dns else { return addr };
+        if addr != VIP {
+            return addr;
+        }
+        let state = &mut *lock(&self.state);
+        let others: Vec<_> = state.nodes.iter().map(|(_, ip)| *ip).filter(|ip| *ip != home).collect();
+        SocketAddr::new(endpoint(self_percent, home, &others, &mut state.rng), ROUTER_PORT)
+    }
+
     fn resolve(&self) -> Input {
-        let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = nodes.iter().filter(|(since, _)| *since + self.stale <= elapsed());
-        let addrs =
-            known.map(|(_, ip)| BootstrapAddr { addr: SocketAddr::new(*ip, ROUTER_PORT), peer: None });
-        let addrs: Vec<_> = addrs.collect();
+        let addrs: Vec<_> = match self.dns {
+            Dns::List { stale } => {
+                let state = lock(&self.state);
+                let known = state.nodes.iter().filter(|(since, _)| *since + stale <= elapsed());
+                known.map(|(_, ip)| SocketAddr::new(*ip, ROUTER_PORT)).collect()
+            }
+            Dns::Vip { .. } => vec![VIP],
+            Dns::Lie { .. } => panic!("a list that is a lie needs the light driver"),
+        };
+        let addrs: Vec<_> = addrs.into_iter().map(|addr| BootstrapAddr { addr, peer: None }).collect();
         if addrs.is_empty() {
             Input::BootstrapFailed { cause: "no such host".to_owned() }
         } else {
@@ -113,6 +147,8 @@ pub(crate) fn node_seed(seed: u64, name: &str) -> u64 {
 pub struct Running {
     /// Where the core is asked what it knows.
     pub reports: shell::Reports,
+    /// Where it is told what happens.
+    pub inputs: mpsc::Sender<Input>,
 }
 
 /// What a node is made of; the process can be run several times on it.
@@ -126,6 +162,8 @@ pub struct NodeParts {
     pub containerd: Containerd,
     /// How it finds others.
     pub dns: Resolver,
+    /// How it talks to them.
+    pub wire: Wire,
     /// Where everything is noted.
     pub trace: Trace,
     /// What must be true.
@@ -138,15 +176,24 @@ pub struct NodeParts {
     pub fetches: Arc<Mutex<Vec<(Duration, PeerId)>>>,
     /// The process, while there is one.
     pub running: Arc<Mutex<Option<Running>>>,
+    /// Begins another process after one that ended of itself.
+    pub restart: Arc<Notify>,
 }
 
 impl NodeParts {
-    /// Runs the mirror process for ever.
+    /// Runs one process of the mirror after the other, until each is asked to end.
     ///
     /// # Errors
     ///
     /// When it cannot listen.
     pub async fn run(self) -> io::Result<()> {
+        loop {
+            self.run_once().await?;
+            self.restart.notified().await;
+        }
+    }
+
+    async fn run_once(&self) -> io::Result<()> {
         let ip = turmoil::lookup(self.name.as_str());
         self.dns.add(ip);
         let (inputs, from_adapters) = mpsc::channel(shell::INPUTS_MAX);
@@ -155,12 +202,13 @@ impl NodeParts {
         lock(&self.watch).started(elapsed(), &self.name, peer, &self.containerd);
         let (metrics, serving) = (Metrics::new(), Serving::default());
         let pulls = Pulls::new(SimulatedDialer, inputs.clone(), None, metrics.clone());
-        let control = Control::new(peer, inputs.clone());
+        let control = Control::new(peer, ip, self.dns.clone(), self.wire.clone(), inputs.clone());
         let (reports, report_requests) = shell::reports();
-        *lock(&self.running) = Some(Running { reports });
+        *lock(&self.running) = Some(Running { reports, inputs: inputs.clone() });
         let config = node_config(peer, elapsed(), 0);
         let seed = self.seed.wrapping_add(config.started_at_unix_ms);
         let node = Node::new(clock::now(), config, node_seed(seed, &self.name));
+        let complete = CancellationToken::new();
         let ports = Ports {
             name: self.name.clone(),
             trace: self.trace.clone(),
@@ -173,6 +221,7 @@ impl NodeParts {
             serving: serving.clone(),
             pulls: pulls.clone(),
             ready: self.ready.clone(),
+            complete: complete.clone(),
             inputs: inputs.clone(),
         };
         let registry = Registry {
@@ -189,10 +238,20 @@ impl NodeParts {
         // The core's end of the channel is below and open.
         let _ = inputs.send(Input::ListenAddrsChanged { addrs }).await;
         let listener = SimulatedListener(TcpListener::bind((Ipv4Addr::UNSPECIFIED, REGISTRY_PORT)).await?);
-        let never = CancellationToken::new();
-        tokio::spawn(registry::serve(listener, registry.into_router(), never, Duration::ZERO));
-        tokio::spawn(control.listen(ROUTER_PORT));
-        shell::run(node, from_adapters, report_requests, ports).await;
+        let server = registry::serve(listener, registry.into_router(), complete.clone(), DRAIN_MAX);
+        let listening = tokio::spawn(control.listen(ROUTER_PORT));
+        let core = shell::run(node, from_adapters, report_requests, ports);
+        // Both in this task, so that a panic of the core ends the run.
+        tokio::select! {
+            () = core => {}
+            () = server => {}
+        }
+        listening.abort();
+        *lock(&self.running) = None;
+        self.ready.send_replace(false);
+        self.containerd.forget_mirror();
+        lock(&self.watch).ended(elapsed(), &self.name);
+        self.trace.note(elapsed(), &self.name, "process ended");
         Ok(())
     }
 }
@@ -213,6 +272,8 @@ struct Ports {
     serving: Serving,
     pulls: Pulls<SimulatedDialer>,
     ready: watch::Sender<bool>,
+    /// Cancelled when the core has said farewell.
+    complete: CancellationToken,
     inputs: mpsc::Sender<Input>,
 }
 
@@ -246,8 +307,7 @@ impl shell::Ports for Ports {
             Output::SetReady { ready } => {
                 self.ready.send_replace(ready);
             }
-            // In the trace; nothing else to do.
-            Output::ShutdownComplete => {}
+            Output::ShutdownComplete => self.complete.cancel(),
             Output::Notice(notice) => lock(&self.notices).push((elapsed(), self.name.clone(), notice)),
             other => unreachable!("carried out above: {other:?}"),
         }

@@ -71,6 +71,8 @@ pub struct Pulled {
     pub image: String,
     /// When it began.
     pub at: Duration,
+    /// When its last try ended.
+    pub ended_at: Duration,
     /// How long the last try took.
     pub took: Duration,
     /// How often it was tried; the kubelet does so again after a failure.
@@ -164,6 +166,11 @@ impl Scenario {
     pub fn image(mut self, image: Image) -> Self {
         self.images.push(image);
         self
+    }
+
+    pub(crate) fn image_named(&self, name: &str) -> &Image {
+        let found = self.images.iter().find(|known| known.name == name);
+        found.expect("a scenario's pulls and faults name its own images")
     }
 
     /// A node's containerd has one of the scenario's images from the beginning.

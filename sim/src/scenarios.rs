@@ -26,14 +26,22 @@ pub type Named = (&'static str, fn() -> Scenario);
 const OTHERS: &[Named] = &[
     ("partition_and_merge", partition_and_merge),
     ("rolling_restart", rolling_restart),
+    ("rolling_restart_with_http", rolling_restart_with_http),
     ("frozen_process", frozen_process),
     ("slow_peer", slow_peer),
     ("corrupting_peer", corrupting_peer),
     ("lossy_control", lossy_control),
+    ("lossy_control_with_http", lossy_control_with_http),
+    ("lost_control", lost_control),
+    ("doubled_control", doubled_control),
+    ("late_control", late_control),
     ("owner_restarts_empty", owner_restarts_empty),
     ("containerd_flaps", containerd_flaps),
     ("garbage_collection", garbage_collection),
     ("upstream_down", upstream_down),
+    ("upstream_throttles", upstream_throttles),
+    ("upstream_throttles_with_http", upstream_throttles_with_http),
+    ("upstream_throttles_without_mirror", upstream_throttles_without_mirror),
     ("flash_crowd", flash_crowd),
     ("idle_cluster", idle_cluster),
 ];
@@ -94,22 +102,36 @@ pub fn partition_and_merge() -> Scenario {
         .expect(|outcome| expect_first_tries(outcome, 4, seconds(2)))
 }
 
-/// Each of ten nodes is restarted, one after the other, while pods start.
-#[must_use]
-pub fn rolling_restart() -> Scenario {
-    let mut scenario = cluster("rolling_restart", seconds(100), 10, 5).light();
-    for n in 1..=10 {
+/// Each node is restarted, one after the other, while pods start on the second half of them.
+fn rolling(name_of: &'static str, nodes: usize) -> Scenario {
+    let holders = nodes / 2;
+    let mut scenario = cluster(name_of, seconds(50 + 5 * nodes as u64), nodes, holders);
+    for n in 1..=nodes {
         let at = seconds(10 + 5 * n as u64);
         scenario = scenario
             .fault(at, Fault::Stop { node: name(n) })
             .fault(at + seconds(2), Fault::Start { node: name(n) });
     }
-    for n in 6..=10 {
+    for n in holders + 1..=nodes {
         // Not while its own mirror is away.
-        let at = Duration::from_millis(15_000 + 4_900 * (n as u64 - 5));
+        let at = Duration::from_millis(15_000 + 4_900 * (n - holders) as u64);
         scenario = scenario.pull(at, &name(n), IMAGE);
     }
-    scenario.expect(|outcome| expect_first_tries(outcome, 5, seconds(2)))
+    scenario
+}
+
+/// Ten nodes.
+#[must_use]
+pub fn rolling_restart() -> Scenario {
+    rolling("rolling_restart", 10).light().expect(|outcome| expect_first_tries(outcome, 5, seconds(2)))
+}
+
+/// Four nodes, with everything that is real.
+#[must_use]
+pub fn rolling_restart_with_http() -> Scenario {
+    rolling("rolling_restart_with_http", 4)
+        .tick(Duration::from_millis(5))
+        .expect(|outcome| expect_first_tries(outcome, 2, seconds(2)))
 }
 
 /// One of two holders is paused for eight seconds, long enough to be declared dead, and wakes.
@@ -160,19 +182,58 @@ pub fn corrupting_peer() -> Scenario {
     })
 }
 
-/// For a minute a fifth of all control messages is lost, a fifth of the rest doubled, a fifth of
-/// what is left late by up to three seconds. Pulls may go without the cluster's help, late they
-/// may not be; half a minute later all is well.
-#[must_use]
-pub fn lossy_control() -> Scenario {
-    let mut scenario = cluster("lossy_control", seconds(110), 10, 3)
-        .light()
-        .fault(seconds(10), Fault::Lossy(Lossy { lost: 20, doubled: 20, late: 20 }))
+/// For a minute control messages fare badly while nodes pull; half a minute later all is well.
+/// Pulls may go without the cluster's help then, late they may not be.
+fn lossy(name_of: &'static str, nodes: usize, lossy: Lossy) -> Scenario {
+    let mut scenario = cluster(name_of, seconds(110), nodes, 3)
+        .fault(seconds(10), Fault::Lossy(lossy))
         .fault(seconds(70), Fault::Lossy(Lossy::NONE));
-    for n in 4..=9 {
+    for n in 4..nodes {
         scenario = scenario.pull(seconds(15 + 5 * n as u64), &name(n), IMAGE);
     }
-    scenario.pull(seconds(100), "n10", IMAGE).expect(|outcome| outcome.expect_pulls(7, seconds(5)))
+    scenario.pull(seconds(100), &name(nodes), IMAGE)
+}
+
+/// A fifth of all messages is lost, a fifth of the rest doubled, a fifth of what is left late by up
+/// to three seconds.
+const LOSSY: Lossy = Lossy { lost: 20, doubled: 20, late: 20 };
+
+/// Everything at once.
+#[must_use]
+pub fn lossy_control() -> Scenario {
+    lossy("lossy_control", 10, LOSSY).light().expect(|outcome| outcome.expect_pulls(7, seconds(5)))
+}
+
+/// Everything at once, to five nodes with everything that is real.
+#[must_use]
+pub fn lossy_control_with_http() -> Scenario {
+    lossy("lossy_control_with_http", 5, LOSSY)
+        .tick(Duration::from_millis(5))
+        .expect(|outcome| outcome.expect_pulls(2, seconds(5)))
+}
+
+/// Every third message is lost.
+#[must_use]
+pub fn lost_control() -> Scenario {
+    lossy("lost_control", 10, Lossy { lost: 33, ..Lossy::NONE })
+        .light()
+        .expect(|outcome| outcome.expect_pulls(7, seconds(5)))
+}
+
+/// Every other message arrives twice, which nobody must notice.
+#[must_use]
+pub fn doubled_control() -> Scenario {
+    lossy("doubled_control", 10, Lossy { doubled: 50, ..Lossy::NONE })
+        .light()
+        .expect(|outcome| expect_first_tries(outcome, 7, seconds(1)))
+}
+
+/// Every third message is up to three seconds late, and overtaken by what was sent after it.
+#[must_use]
+pub fn late_control() -> Scenario {
+    lossy("late_control", 10, Lossy { late: 33, ..Lossy::NONE })
+        .light()
+        .expect(|outcome| outcome.expect_pulls(7, seconds(5)))
 }
 
 /// Owners of the image's keys are killed and come back at once, with nothing: whoever asks them
@@ -233,6 +294,65 @@ pub fn upstream_down() -> Scenario {
         scenario = scenario.pull(seconds(20) + Duration::from_millis(500 * n as u64), &name(n), IMAGE);
     }
     scenario.expect(|outcome| outcome.expect_pulls(6, seconds(2)))
+}
+
+/// What the registry takes in a second before it answers 429.
+const UPSTREAM_LIMIT: usize = 10;
+
+/// `nodes` nodes pull an image that nobody has, one each fifty milliseconds, from a registry that
+/// throttles. Pulls that it refuses fail, and are begun again by the kubelet.
+fn throttled(name_of: &'static str, nodes: usize, ends_at: Duration) -> Scenario {
+    let mut scenario = Scenario::new(name_of, ends_at)
+        .nodes(nodes)
+        .image(Image::new(IMAGE, 3, LAYER_BYTES, 1))
+        .fault(Duration::ZERO, Fault::ThrottleUpstream { requests_per_second: Some(UPSTREAM_LIMIT) });
+    for n in 1..=nodes {
+        scenario = scenario.pull(seconds(10) + Duration::from_millis(50 * n as u64), &name(n), IMAGE);
+    }
+    scenario
+}
+
+/// When the last pull of a throttled registry's image ended.
+#[must_use]
+pub fn last_pull_ended_at(outcome: &Outcome) -> Duration {
+    outcome.pulls.iter().map(|pull| pull.ended_at).max().unwrap_or_default()
+}
+
+/// Everyone has the image after so few tries because what few could pull all can share.
+fn expect_throttled(outcome: &Outcome, nodes: usize, tries: u32, requests: u64) -> Result<(), String> {
+    outcome.expect_pulls(nodes, seconds(2))?;
+    if outcome.upstream.throttled == 0 {
+        return Err("the registry had no reason to throttle".to_owned());
+    }
+    match outcome.pulls.iter().find(|pull| pull.tries > tries) {
+        Some(pull) => Err(format!("a pull was tried too often: {pull:?}")),
+        None => outcome.expect_upstream(requests),
+    }
+}
+
+/// Forty nodes.
+#[must_use]
+pub fn upstream_throttles() -> Scenario {
+    throttled("upstream_throttles", 40, seconds(120))
+        .light()
+        .expect(|outcome| expect_throttled(outcome, 40, 2, 300))
+}
+
+/// Six nodes, with everything that is real. They go in lockstep, so that each wave of tries gains few
+/// blobs: without a mirror five tries are not enough.
+#[must_use]
+pub fn upstream_throttles_with_http() -> Scenario {
+    throttled("upstream_throttles_with_http", 6, seconds(110))
+        .tick(Duration::from_millis(5))
+        .expect(|outcome| expect_throttled(outcome, 6, 4, 200))
+}
+
+/// The same forty nodes without a mirror, for comparison.
+#[must_use]
+pub fn upstream_throttles_without_mirror() -> Scenario {
+    let scenario = throttled("upstream_throttles_without_mirror", 40, seconds(240)).light();
+    (1..=40)
+        .fold(scenario, |scenario, n| scenario.fault(Duration::ZERO, Fault::BypassMirror { node: name(n) }))
 }
 
 /// Two hundred nodes pull an image that one of them has, within a second.

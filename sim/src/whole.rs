@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use spegel_core::Report;
+use spegel_core::{Input, Report};
 use tokio::{
     sync::watch,
     time::{Instant, sleep},
@@ -17,7 +17,8 @@ use turmoil::Sim;
 
 use crate::{
     containerd::Containerd,
-    fault::{Dns, Fault},
+    control::Wire,
+    fault::{Fault, Lossy},
     image::Image,
     invariant::{Watch, agreement},
     kubelet::{TRIES_MAX, retry_delay},
@@ -48,21 +49,23 @@ struct World<'a> {
     sim: Sim<'a>,
     nodes: Vec<NodeParts>,
     upstream: Upstream,
+    wire: Wire,
     trace: Trace,
     watch: Arc<Mutex<Watch>>,
     pulls: Arc<Mutex<Vec<Pulled>>>,
     ready: Arc<Mutex<Vec<(String, Duration)>>>,
     reports: Arc<Mutex<BTreeMap<String, Report>>>,
+    /// Whether a partition lasts.
+    is_cut: bool,
+    is_lossy: bool,
     /// What was frozen, and until when.
     thaws: Vec<(Duration, String)>,
 }
 
 impl<'a> World<'a> {
     fn new(plan: &'a Scenario, seed: u64, trace: Trace) -> Self {
-        let Dns::List { stale } = plan.dns else {
-            panic!("{}: a Service with a virtual address needs the light driver", plan.name)
-        };
-        let (dns, watch) = (Resolver::stale_by(stale), Arc::new(Mutex::new(Watch::new(plan.quiet_from))));
+        let watch = Arc::new(Mutex::new(Watch::new(plan.quiet_from)));
+        let (dns, wire) = (Resolver::new(plan.dns, seed), Wire::new(seed));
         let (pulls, ready, upstream) = (Arc::default(), Arc::default(), Upstream::default());
         let (notices, fetches) = (Arc::default(), Arc::default());
         let reports: Arc<Mutex<BTreeMap<String, Report>>> = Arc::default();
@@ -82,12 +85,14 @@ impl<'a> World<'a> {
                 seed,
                 containerd: Containerd::default(),
                 dns: dns.clone(),
+                wire: wire.clone(),
                 trace: trace.clone(),
                 watch: Arc::clone(&watch),
                 ready: watch::channel(false).0,
                 notices: Arc::clone(&notices),
                 fetches: Arc::clone(&fetches),
                 running: Arc::default(),
+                restart: Arc::default(),
             };
             for (_, image) in plan.preloads.iter().filter(|(name, _)| *name == node.name) {
                 parts.containerd.preload(&plan.images[*image]);
@@ -115,7 +120,21 @@ impl<'a> World<'a> {
             }
             Ok(())
         });
-        Self { plan, sim, nodes, upstream, trace, watch, pulls, ready, reports, thaws: Vec::new() }
+        Self {
+            plan,
+            sim,
+            nodes,
+            upstream,
+            wire,
+            trace,
+            watch,
+            pulls,
+            ready,
+            reports,
+            is_cut: false,
+            is_lossy: false,
+            thaws: Vec::new(),
+        }
     }
 
     fn run(mut self) -> Outcome {
@@ -190,13 +209,27 @@ impl<'a> World<'a> {
                 self.with_others(node, |sim, other| sim.hold(node.as_str(), other));
                 self.crash(now, node);
             }
-            Fault::Start { node } => self.sim.bounce(node.as_str()),
+            Fault::Stop { node } => {
+                lock(&self.watch).disturbed(now);
+                if let Some(running) = &*lock(&self.node(node).running) {
+                    // One that has no room for this is not going to end well anyhow.
+                    let _ = running.inputs.try_send(Input::ShutdownRequested);
+                }
+            }
+            Fault::Start { node } => {
+                if self.sim.is_host_running(node.as_str()) {
+                    self.node(node).restart.notify_one();
+                } else {
+                    self.sim.bounce(node.as_str());
+                }
+            }
             Fault::Freeze { node, pause } => {
                 self.with_others(node, |sim, other| sim.hold(node.as_str(), other));
                 lock(&self.watch).frozen(node, now + *pause);
                 self.thaws.push((now + *pause, node.clone()));
             }
             Fault::Partition { left, right } => {
+                self.is_cut = true;
                 lock(&self.watch).uneasy();
                 for left in left {
                     for right in right {
@@ -210,7 +243,14 @@ impl<'a> World<'a> {
                         self.sim.repair(one.name.as_str(), other.name.as_str());
                     }
                 }
-                lock(&self.watch).calm(now);
+                self.is_cut = false;
+                self.become_calm(now);
+            }
+            Fault::Lossy(lossy) => {
+                self.wire.set_lossy(*lossy);
+                self.is_lossy = *lossy != Lossy::NONE;
+                lock(&self.watch).uneasy();
+                self.become_calm(now);
             }
             Fault::Corrupt { node } => self.node(node).containerd.corrupt(),
             Fault::Slow { node, bytes_per_second } => {
@@ -229,21 +269,25 @@ impl<'a> World<'a> {
                 watch.content_changed(now, node);
             }
             Fault::Sideload { node, image } => {
-                let image = self.plan.images.iter().find(|known| known.name == *image);
-                let image = image.expect("a scenario's faults name its own images");
                 let containerd = &self.node(node).containerd;
-                containerd.tell_now(containerd.sideload(image));
+                containerd.tell_now(containerd.sideload(self.plan.image_named(image)));
             }
             Fault::BypassMirror { node } => self.node(node).containerd.bypass_mirror(true),
             Fault::UseMirror { node } => self.node(node).containerd.bypass_mirror(false),
             Fault::CutUpstream => self.upstream.set_cut(true),
             Fault::RestoreUpstream => self.upstream.set_cut(false),
             Fault::ThrottleUpstream { requests_per_second } => self.upstream.throttle(*requests_per_second),
-            Fault::Stop { .. } | Fault::Lossy(_) | Fault::Suspend { .. } | Fault::StepClock { .. } => {
+            Fault::Suspend { .. } | Fault::StepClock { .. } => {
                 return Err(format!("{fault:?} needs the light driver"));
             }
         }
         Ok(())
+    }
+
+    fn become_calm(&self, now: Duration) {
+        if !self.is_cut && !self.is_lossy {
+            lock(&self.watch).calm(now);
+        }
     }
 
     fn crash(&mut self, now: Duration, node: &str) {
@@ -317,7 +361,15 @@ impl Host {
             sleep(retry_delay(tries)).await;
             tries += 1;
         };
-        let pulled = Pulled { node: plan.node, image: plan.image, at: plan.at, took, tries, error };
+        let pulled = Pulled {
+            node: plan.node,
+            image: plan.image,
+            at: plan.at,
+            ended_at: elapsed(),
+            took,
+            tries,
+            error,
+        };
         parts.trace.note(elapsed(), &pulled.node, &format!("pulled {pulled:?}"));
         lock(&self.pulled).push(pulled);
     }

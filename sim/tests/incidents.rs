@@ -13,6 +13,17 @@ fn unknown_media_type_costs_bounded_work() {
     incidents::unknown_media_type_for_a_day().run_seeds(1..=SEEDS);
 }
 
+/// A proxy set on all hosts of more than a hundred nodes sent containerd's requests past the
+/// mirror, and all that showed was a rate of requests near zero. Here a node says so seconds after
+/// the third such image, at most once an hour, and counts each; it says nothing of images that were
+/// asked for, sideloaded, or there before: ten nodes, then three with real HTTP, then a day.
+#[test]
+fn proxy_on_the_node_is_noticed() {
+    incidents::proxy_on_two_nodes().run_seeds(1..=SEEDS);
+    incidents::proxy_with_http().run_seeds(1..=SEEDS);
+    incidents::proxy_for_a_day().run_seeds(1..=SEEDS);
+}
+
 /// A node that was alone had to be restarted before those that joined it could use it ("leader is
 /// self, skipping"), and a containerd that came up late kept the mirror from ever starting
 /// ("connection refused"). Here the first node is ready as soon as its containerd is there, and
@@ -33,6 +44,7 @@ fn vip_leading_to_self_costs_nothing() {
     incidents::vip_always_leads_home().run_seeds(1..=SEEDS);
     incidents::vip_often_leads_home().run_seeds(1..=SEEDS);
     incidents::vip_sometimes_leads_home().run_seeds(1..=SEEDS);
+    incidents::vip_with_http().run_seeds(1..=SEEDS);
 }
 
 /// A node that had lost power was named as a holder until its records expired, and each pull that

@@ -1,7 +1,7 @@
 //! Scenarios beyond the incidents, over many seeds, each of them twice. What they are about is
 //! told in `sim/src/scenarios.rs`.
 
-use spegel_sim::scenarios;
+use spegel_sim::{scenario::Outcome, scenarios};
 
 const SEEDS: u64 = 16;
 
@@ -13,6 +13,7 @@ fn partition_and_merge() {
 #[test]
 fn rolling_restart() {
     scenarios::rolling_restart().run_seeds(1..=SEEDS);
+    scenarios::rolling_restart_with_http().run_seeds(1..=SEEDS);
 }
 
 #[test]
@@ -33,6 +34,22 @@ fn corrupting_peer() {
 #[test]
 fn lossy_control() {
     scenarios::lossy_control().run_seeds(1..=SEEDS);
+    scenarios::lossy_control_with_http().run_seeds(1..=SEEDS);
+}
+
+#[test]
+fn lost_control() {
+    scenarios::lost_control().run_seeds(1..=SEEDS);
+}
+
+#[test]
+fn doubled_control() {
+    scenarios::doubled_control().run_seeds(1..=SEEDS);
+}
+
+#[test]
+fn late_control() {
+    scenarios::late_control().run_seeds(1..=SEEDS);
 }
 
 #[test]
@@ -53,6 +70,31 @@ fn garbage_collection() {
 #[test]
 fn upstream_down() {
     scenarios::upstream_down().run_seeds(1..=SEEDS);
+}
+
+#[test]
+fn upstream_throttles() {
+    scenarios::upstream_throttles().run_seeds(1..=SEEDS);
+    scenarios::upstream_throttles_with_http().run_seeds(1..=SEEDS);
+}
+
+/// Neither for the registry nor for who waits longest, nor in how often the kubelet tries.
+#[test]
+fn throttling_registry_is_no_worse_with_a_mirror() {
+    for seed in 1..=SEEDS {
+        let with = scenarios::upstream_throttles().run(seed);
+        let without = scenarios::upstream_throttles_without_mirror().run(seed);
+        let figures = |outcome: &Outcome| {
+            let tries: u32 = outcome.pulls.iter().map(|pull| pull.tries).sum();
+            (scenarios::last_pull_ended_at(outcome), tries, outcome.upstream.requests)
+        };
+        let (with, without) = (figures(&with), figures(&without));
+        let is_no_worse = with.0 <= without.0 && with.1 <= without.1 && with.2 <= without.2;
+        assert!(
+            is_no_worse,
+            "seed {seed}: end, tries, requests: {with:?} with, {without:?} without a mirror"
+        );
+    }
 }
 
 #[test]

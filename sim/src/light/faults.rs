@@ -76,9 +76,7 @@ impl World<'_> {
             }
             Fault::Sideload { node, image } => {
                 let node = self.index_of(node);
-                let image = self.plan.images.iter().find(|known| known.name == *image);
-                let image = image.expect("a scenario's faults name its own images");
-                let news = self.machines[node].containerd.sideload(image);
+                let news = self.machines[node].containerd.sideload(self.plan.image_named(image));
                 self.tell(node, news);
             }
             Fault::BypassMirror { node } => self.machines[self.index_of(node)].containerd.bypass_mirror(true),

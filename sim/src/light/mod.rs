@@ -28,7 +28,7 @@ use self::{
 };
 use crate::{
     containerd::{self, Containerd},
-    fault::{Dns, Fault, Lossy},
+    fault::{Dns, Fault, Lossy, happens},
     invariant::{Watch, agreement},
     node::{DNS_LATENCY, node_config, node_seed},
     scenario::{Outcome, Pulled, Scenario},
@@ -225,7 +225,7 @@ impl<'a> World<'a> {
     }
 
     fn percent(&mut self, percent: u8) -> bool {
-        percent > 0 && self.rng.random_range(0..100) < percent
+        happens(percent, &mut self.rng)
     }
 
     fn note(&self, node: Index, what: &str) {

@@ -6,10 +6,10 @@ use rand::{RngExt as _, rngs::StdRng, seq::SliceRandom as _};
 use spegel_core::{BootstrapAddr, Input, PeerId};
 
 use super::{Dns, Index, World, machine::index_of};
-use crate::node::{ROUTER_PORT, peer_of};
-
-/// The address of the Service, which is no node's.
-const VIP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1)), ROUTER_PORT);
+use crate::{
+    fault::{VIP, endpoint},
+    node::{ROUTER_PORT, peer_of},
+};
 
 /// Networks of addresses where nobody is, where something is that is no mirror, and where others
 /// answer who have never heard of this cluster.
@@ -35,10 +35,7 @@ impl World<'_> {
         if let (Dns::Vip { self_percent }, true) = (self.plan.dns, addr == VIP) {
             let others: Vec<_> =
                 self.listed.iter().map(|(_, listed)| *listed).filter(|listed| *listed != node).collect();
-            if others.is_empty() || self.percent(self_percent) {
-                return Target::Node(node);
-            }
-            return Target::Node(others[self.rng.random_range(0..others.len())]);
+            return Target::Node(endpoint(self_percent, node, &others, &mut self.rng));
         }
         match index_of(addr.ip()).filter(|index| *index < self.machines.len()) {
             Some(_) if addr.port() != ROUTER_PORT => Target::Refuses,

@@ -228,6 +228,7 @@ impl World<'_> {
             node: self.machines[node].name.clone(),
             image,
             at: it.began,
+            ended_at: self.now,
             took: self.now.saturating_sub(it.tried_at),
             tries: it.tries,
             error,

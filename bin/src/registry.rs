@@ -82,7 +82,6 @@ pub(crate) async fn run(flags: Registry, terminated: impl Future<Output = ()>) -
     let (ready, is_ready) = watch::channel(false);
     let (farewell, mut farewell_said) = watch::channel(false);
     let (reports, report_requests) = shell::reports();
-    let _watch = content::watch::spawn(&containerd.content_path, inputs.clone());
 
     let config = Config {
         peer: identity.peer,
@@ -95,6 +94,7 @@ pub(crate) async fn run(flags: Registry, terminated: impl Future<Output = ()>) -
         resolve_retries: flags.mirror_resolve_retries,
     };
     let ports = Ports {
+        watch: content::watch::spawn(&containerd.content_path, inputs.clone()),
         containerd: Containerd::spawn(containerd, inputs.clone()),
         control: control.clone(),
         resolver,

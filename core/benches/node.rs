@@ -234,7 +234,7 @@ fn start(
     let mut unread = manifests.len();
     while unread > 0 {
         for output in std::mem::take(&mut outputs) {
-            if let Output::ReadManifest { digest } = output {
+            if let Output::ReadManifest { digest, .. } = output {
                 let at = manifests.binary_search_by_key(&digest, |(digest, _)| *digest).expect("listed");
                 let outcome = ManifestRead::Bytes(manifests[at].1.clone());
                 outputs.extend(apply(&mut node, now, Input::ManifestRead { digest, outcome }));
@@ -281,7 +281,8 @@ fn inventory(c: &mut Criterion) {
                 let mut ordered = false;
                 while !ordered {
                     now = node.poll_timeout().map_or(now, |(at, _)| at.max(now));
-                    ordered = timeout(&mut node, now).contains(&Output::List);
+                    ordered =
+                        timeout(&mut node, now).iter().any(|output| matches!(output, Output::List { .. }));
                 }
                 let listing = listing.clone();
                 let began = self::now();

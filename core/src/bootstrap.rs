@@ -20,7 +20,7 @@ use std::{
 use crate::{
     BootstrapAddr, PeerId,
     backoff::Backoff,
-    output::{Notice, soonest},
+    output::{ANSWER_GRACE, CONNECT_TIMEOUT_MAX, Notice, soonest},
     pacer::Pacer,
     rng::Rng,
 };
@@ -46,16 +46,11 @@ const ATTEMPT_INTERVAL: Duration = Duration::from_secs(60);
 const RECHECK_INTERVAL: Duration = Duration::from_secs(400);
 
 /// How long the bootstrapper may take. Shorter and a slow DNS server is never heard; longer and a
-/// lost answer delays the next attempt.
-const RESOLVE_TIMEOUT: Duration = Duration::from_secs(30);
+/// node that was started too early waits although the next attempt would succeed.
+pub(crate) const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a dial may take. Shorter and a peer whose handshake waits for a CPU is given up;
-/// longer and dead addresses hold up the attempt.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long after its timeout a dial without an answer is given up. Shorter and answers that are
-/// merely late are lost; longer and a lost answer delays the next attempt.
-const DIAL_GRACE: Duration = Duration::from_secs(1);
+/// How long a dial may take: as long as a connection may take to come about.
+const DIAL_TIMEOUT: Duration = CONNECT_TIMEOUT_MAX;
 
 /// Most dials at a time by a node that is alone, and most other nodes that one attempt reaches. Fewer and dead addresses hide living ones for
 /// several attempts; more is a herd when a whole cluster starts.
@@ -295,7 +290,7 @@ impl Bootstrap {
             return;
         }
         self.attempt_at = None;
-        self.resolve_deadline = Some(now + RESOLVE_TIMEOUT);
+        self.resolve_deadline = Some(now + RESOLVE_TIMEOUT + ANSWER_GRACE);
         self.events.push_back(Event::Resolve);
     }
 
@@ -373,7 +368,7 @@ impl Bootstrap {
         while self.dials.len() + self.reached.len() < enough
             && let Some((addr, peer)) = self.to_dial.pop_front()
         {
-            self.dials.insert(addr, now + DIAL_TIMEOUT + DIAL_GRACE);
+            self.dials.insert(addr, now + DIAL_TIMEOUT + ANSWER_GRACE);
             self.events.push_back(Event::Dial { addr, peer, timeout: DIAL_TIMEOUT });
         }
     }

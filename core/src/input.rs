@@ -24,6 +24,13 @@ pub enum Input {
         /// What went wrong, for the operator.
         cause: String,
     },
+    /// containerd gave a sign of life when asked by [`crate::Output::ProbeContainerd`].
+    ContainerdProbed,
+    /// [`crate::Output::ProbeContainerd`] got no answer.
+    ContainerdProbeFailed {
+        /// What went wrong, for the operator.
+        cause: String,
+    },
     /// The answer to [`crate::Output::List`].
     Listed(Listing),
     /// [`crate::Output::List`] came to nothing.
@@ -48,8 +55,17 @@ pub enum Input {
         /// Its digest.
         digest: Digest,
     },
-    /// Changes of the content directory may have been missed (queue overflow, directory replaced).
+    /// [`crate::Output::WatchContent`] succeeded: changes of the content directory are not missed
+    /// from here on.
+    ContentWatched,
+    /// [`crate::Output::WatchContent`] failed, or the watch has ended (directory replaced): changes
+    /// of the content directory are missed from here on.
     WatchLost {
+        /// What went wrong, for the operator.
+        cause: String,
+    },
+    /// Changes of the content directory may have been missed, others will not be (queue overflow).
+    ChangesMissed {
         /// What went wrong, for the operator.
         cause: String,
     },

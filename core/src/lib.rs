@@ -47,7 +47,7 @@ pub use crate::{
     key::Key,
     message::{Announce, Fingerprint, MESSAGE_SIZE_MAX, MessageError, Reply, Request},
     node::Node,
-    output::{Notice, Output, RefuseReason, Wake},
+    output::{CONNECT_TIMEOUT_MAX, EXCHANGE_TIMEOUT_MAX, Notice, Output, RefuseReason, Wake},
     peer::{Member, PeerId, PeerIdError, Zone},
     range::{ByteRange, ContentRange, RangeError, Unsatisfiable},
     report::Report,

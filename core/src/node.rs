@@ -27,6 +27,7 @@ use crate::{
     inventory::{self, Inventory},
     membership::{self, Membership},
     message::{Reply, Request},
+    output::EXCHANGE_TIMEOUT_MAX,
     report::Report,
 };
 
@@ -128,6 +129,8 @@ impl Node {
             Input::ContainerdConnected { .. } => self.inventory.on_connected(now),
             Input::ContainerdDisconnected { cause } => self.inventory.on_disconnected(now, cause),
             Input::Listed(listing) => self.inventory.on_listed(now, listing),
+            Input::ContainerdProbed => self.inventory.on_probed(now),
+            Input::ContainerdProbeFailed { cause } => self.inventory.on_probe_failed(now, cause),
             Input::ListFailed { cause } => self.inventory.on_list_failed(now, &cause),
             Input::ImageChanged(image) => {
                 self.intercept.on_image_changed(now, &image);
@@ -142,7 +145,9 @@ impl Node {
                 self.inventory.on_blob_committed(now, &digest);
             }
             Input::BlobRemoved { digest } => self.inventory.on_blob_removed(now, &digest),
-            Input::WatchLost { cause } => self.inventory.on_watch_lost(now, &cause),
+            Input::ContentWatched => self.inventory.on_content_watched(now),
+            Input::WatchLost { cause } => self.inventory.on_watch_lost(now, cause),
+            Input::ChangesMissed { cause } => self.inventory.on_changes_missed(now, &cause),
             Input::Inspected { digest, outcome } => {
                 self.intercept.on_inspected(now, &digest, &outcome);
                 self.inventory.on_inspected(now, &digest, outcome);
@@ -249,7 +254,9 @@ impl Node {
         }
         while let Some(event) = self.intercept.poll_event() {
             self.outputs.push_back(match event {
-                intercept::Event::Inspect { digest } => Output::Inspect { digest },
+                intercept::Event::Inspect { digest } => {
+                    Output::Inspect { digest, timeout: inventory::INSPECT_TIMEOUT }
+                }
                 intercept::Event::Notice(notice) => Output::Notice(notice),
             });
         }
@@ -297,10 +304,20 @@ impl Node {
             inventory::Event::StopServingContent { digest } => Output::StopServingContent { digest },
             inventory::Event::ServeTag { name, digest } => Output::ServeTag { name, digest },
             inventory::Event::StopServingTag { name } => Output::StopServingTag { name },
-            inventory::Event::ConnectContainerd => Output::ConnectContainerd,
-            inventory::Event::List => Output::List,
-            inventory::Event::Inspect { digest } => Output::Inspect { digest },
-            inventory::Event::ReadManifest { digest } => Output::ReadManifest { digest },
+            inventory::Event::ConnectContainerd => {
+                Output::ConnectContainerd { timeout: inventory::CONNECT_TIMEOUT }
+            }
+            inventory::Event::ProbeContainerd => {
+                Output::ProbeContainerd { timeout: inventory::PROBE_TIMEOUT }
+            }
+            inventory::Event::List => Output::List { timeout: inventory::LIST_TIMEOUT },
+            inventory::Event::Inspect { digest } => {
+                Output::Inspect { digest, timeout: inventory::INSPECT_TIMEOUT }
+            }
+            inventory::Event::ReadManifest { digest } => {
+                Output::ReadManifest { digest, timeout: inventory::READ_TIMEOUT }
+            }
+            inventory::Event::WatchContent { scan } => Output::WatchContent { scan },
             inventory::Event::Notice(notice) => Output::Notice(notice),
         };
         self.outputs.push_back(output);
@@ -309,7 +326,7 @@ impl Node {
     fn route_bootstrap(&mut self, now: Instant, event: bootstrap::Event) {
         let output = match event {
             bootstrap::Event::Join { peer, addr } => return self.membership.join(now, peer, addr),
-            bootstrap::Event::Resolve => Output::ResolveBootstrap,
+            bootstrap::Event::Resolve => Output::ResolveBootstrap { timeout: bootstrap::RESOLVE_TIMEOUT },
             bootstrap::Event::Dial { addr, peer, timeout } => Output::Dial { addr, peer, timeout },
             bootstrap::Event::Notice(notice) => Output::Notice(notice),
         };
@@ -401,6 +418,7 @@ impl Node {
         let exchange = ExchangeId(self.next_exchange);
         self.next_exchange += 1;
         self.exchanges.insert(exchange, purpose);
+        let timeout = timeout.min(EXCHANGE_TIMEOUT_MAX);
         self.outputs.push_back(Output::Send { to, addrs, exchange, message: request.encode(), timeout });
     }
 

@@ -8,24 +8,60 @@ use std::{
 
 use crate::{AttemptId, ExchangeId, Member, PeerId, PullId, oci::Digest};
 
-/// Something the shell must do; the node itself never does it.
+/// How long after the timeout of an order its answer is given up. Shorter and answers that merely
+/// waited for the core are lost; longer and one that was lost delays what comes next.
+pub(crate) const ANSWER_GRACE: Duration = Duration::from_secs(1);
+
+/// Longest life of a connection attempt, of this node's or another's. Shorter and a peer starved
+/// of CPU cannot be reached; longer and messages wait on an address that swallows packets while
+/// the member's other addresses would do.
+pub const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(5);
+
+/// Longest timeout of a [`Output::Send`], and hence the longest life of an exchange of another
+/// node's. Shorter and exchanges that their sender still waits for are cut; longer and peers that
+/// begin exchanges and say nothing keep more of them open.
+pub const EXCHANGE_TIMEOUT_MAX: Duration = Duration::from_secs(10);
+
+/// Something the shell must do; the node itself never does it. Where an order has a timeout, its
+/// answer comes by then, even if it is that there was none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
     // --- containerd -----------------------------------------------------------------------
     /// Connect to containerd and open its event stream, replacing any that is open.
-    ConnectContainerd,
+    ConnectContainerd {
+        /// Report failure after this long; also when, later on, containerd takes longer than this
+        /// to say more of an image that an event names.
+        timeout: Duration,
+    },
+    /// Ask containerd for a sign of life over the open connection.
+    ProbeContainerd {
+        /// Report failure after this long.
+        timeout: Duration,
+    },
     /// List all images and content; one listing at a time.
-    List,
+    List {
+        /// Report failure after this long.
+        timeout: Duration,
+    },
     /// Ask containerd what it knows of a digest.
     Inspect {
         /// The digest.
         digest: Digest,
+        /// Report failure after this long.
+        timeout: Duration,
     },
     /// Read a manifest from the content store, giving up beyond
     /// [`crate::oci::MANIFEST_SIZE_MAX`].
     ReadManifest {
         /// The digest.
         digest: Digest,
+        /// Report failure after this long.
+        timeout: Duration,
+    },
+    /// Try once to watch the content directory from here on; does nothing while that is so.
+    WatchContent {
+        /// Report what is there as well, as if it appeared, if that is not too much.
+        scan: bool,
     },
 
     // --- what the registry serves from local content ---------------------------------------
@@ -56,7 +92,10 @@ pub enum Output {
 
     // --- the cluster ----------------------------------------------------------------------
     /// Ask the bootstrapper where members may be found.
-    ResolveBootstrap,
+    ResolveBootstrap {
+        /// Report failure after this long.
+        timeout: Duration,
+    },
     /// Connect to a router address and say who is there.
     Dial {
         /// The address.
@@ -198,6 +237,11 @@ impl fmt::Display for RefuseReason {
 pub enum Notice {
     /// containerd cannot be reached; said once per outage.
     ContainerdLost {
+        /// What went wrong.
+        cause: String,
+    },
+    /// The content directory cannot be watched; said once per outage.
+    ContentUnwatched {
         /// What went wrong.
         cause: String,
     },

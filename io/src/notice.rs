@@ -9,6 +9,9 @@ pub fn log(notice: &Notice) {
         Notice::ContainerdLost { cause } => {
             warn!(%cause, "containerd cannot be reached; what is known is served on, and it is tried again");
         }
+        Notice::ContentUnwatched { cause } => {
+            warn!(%cause, "content directory is not watched; that is tried again, and containerd listed");
+        }
         Notice::ContainerdListed { images, contents } => {
             info!(images, contents, "containerd was listed");
         }

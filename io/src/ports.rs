@@ -5,8 +5,8 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, trace};
 
 use crate::{
-    containerd::ContainerdHandle, control::ControlHandle, metrics::Metrics, mirror::Pulls, net::Dialer,
-    notice, registry::Serving, resolve::Resolver, shell,
+    containerd::ContainerdHandle, content::watch::WatchHandle, control::ControlHandle, metrics::Metrics,
+    mirror::Pulls, net::Dialer, notice, registry::Serving, resolve::Resolver, shell,
 };
 
 /// All adapters of one process.
@@ -14,6 +14,8 @@ use crate::{
 pub struct Ports<D> {
     /// containerd.
     pub containerd: ContainerdHandle,
+    /// containerd's content directory.
+    pub watch: WatchHandle,
     /// Control messages.
     pub control: ControlHandle,
     /// The bootstrapper.
@@ -43,15 +45,17 @@ fn log(output: &Output) {
         | Output::Truncate { .. }
         | Output::Dial { .. }
         | Output::Disconnect { .. } => debug!(?output, "decided"),
-        Output::ConnectContainerd
-        | Output::List
+        Output::ConnectContainerd { .. }
+        | Output::ProbeContainerd { .. }
+        | Output::List { .. }
         | Output::Inspect { .. }
         | Output::ReadManifest { .. }
+        | Output::WatchContent { .. }
         | Output::ServeContent { .. }
         | Output::StopServingContent { .. }
         | Output::ServeTag { .. }
         | Output::StopServingTag { .. }
-        | Output::ResolveBootstrap
+        | Output::ResolveBootstrap { .. }
         | Output::Send { .. }
         | Output::Reply { .. }
         | Output::SetReady { .. }
@@ -72,13 +76,15 @@ impl<D: Dialer> shell::Ports for Ports<D> {
         }
         let Some(output) = self.control.perform(output) else { return };
         match output {
-            Output::ConnectContainerd
-            | Output::List
+            Output::ConnectContainerd { .. }
+            | Output::ProbeContainerd { .. }
+            | Output::List { .. }
             | Output::Inspect { .. }
             | Output::ReadManifest { .. } => {
                 self.containerd.perform(output);
             }
-            Output::ResolveBootstrap => self.resolver.perform(self.inputs.clone()),
+            Output::WatchContent { scan } => self.watch.perform(scan),
+            Output::ResolveBootstrap { timeout } => self.resolver.perform(timeout, self.inputs.clone()),
             Output::SetReady { ready } => {
                 debug!(ready, "readiness changed");
                 self.ready.send_replace(ready);

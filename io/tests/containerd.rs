@@ -20,7 +20,10 @@ use spegel_core::{
 };
 use spegel_io::{
     containerd::{Containerd, ContainerdHandle, ContainerdSettings},
-    content::{Blob, ContentDir, ContentStore, watch},
+    content::{
+        Blob, ContentDir, ContentStore,
+        watch::{self, WatchHandle},
+    },
 };
 use tokio::{
     sync::mpsc::{Receiver, channel},
@@ -34,6 +37,9 @@ const NAMESPACE: &str = "k8s.io";
 /// Far more than anything here takes, so that only what never comes fails.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// What containerd is given to connect or to give a sign of life.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
 /// How soon a commit must be known: a layer that a second node asks for at that time is there.
 const COMMIT_SEEN_WITHIN: Duration = Duration::from_secs(1);
 
@@ -45,7 +51,7 @@ async fn containerd_that_is_not_there_yet_is_reported_and_later_connected() {
     let mut node = Node::new(&daemon);
     assert!(node.settings.check_content_path().is_err(), "nothing is there yet");
 
-    node.containerd.perform(Output::ConnectContainerd);
+    node.containerd.perform(Output::ConnectContainerd { timeout: TIMEOUT });
     let Input::ContainerdDisconnected { cause } = node.next().await else {
         panic!("no containerd to connect to")
     };
@@ -65,7 +71,8 @@ async fn containerd_that_is_not_there_yet_is_reported_and_later_connected() {
 async fn commit_and_collection_are_seen_at_once_even_on_a_fresh_node() {
     let daemon = Daemon::started().await;
     let mut node = Node::new(&daemon);
-    let mut watched = node.watch();
+    let (_watch, mut watched) = node.watch();
+    wait_for(&mut watched, &Input::ContentWatched).await;
     node.connect().await;
 
     // The first commit makes the directories it goes to, the second finds them. Not `content ingest`:
@@ -109,7 +116,7 @@ async fn images_are_reported_when_created_retagged_and_deleted() {
     daemon.import(NAMESPACE, &archive);
     let created = named("registry.test/app:1", &target);
     assert_eq!(node.next_image_event().await, Input::ImageChanged(created.clone()));
-    node.containerd.perform(Output::ReadManifest { digest: target.digest });
+    node.containerd.perform(Output::ReadManifest { digest: target.digest, timeout: PATIENCE });
     let read = Input::ManifestRead { digest: target.digest, outcome: ManifestRead::Bytes(manifest) };
     assert_eq!(node.next_other(&Input::ImageChanged(created.clone())).await, read);
     let Input::Listed(listing) = node.list().await else { panic!("listing failed") };
@@ -187,9 +194,25 @@ async fn frozen_containerd_is_noticed() {
     let daemon = Daemon::started().await;
     let mut node = Node::new(&daemon);
     node.connect().await;
+    let probe = Output::ProbeContainerd { timeout: TIMEOUT };
+    node.containerd.perform(probe.clone());
+    assert_eq!(node.next().await, Input::ContainerdProbed);
     daemon.freeze();
-    assert!(matches!(node.next().await, Input::ContainerdDisconnected { .. }));
-    node.containerd.perform(Output::ConnectContainerd);
+    let frozen = Instant::now();
+    // More questions than are asked at a time: each fails by its own timeout, and the probe's
+    // answer does not wait for theirs.
+    for i in 0..20_u32 {
+        let digest = Digest::sha256_of(&i.to_le_bytes());
+        node.containerd.perform(Output::Inspect { digest, timeout: 2 * TIMEOUT });
+    }
+    node.containerd.perform(probe);
+    assert!(matches!(node.next().await, Input::ContainerdProbeFailed { .. }));
+    for _ in 0..20 {
+        let input = node.next().await;
+        assert!(matches!(input, Input::Inspected { outcome: Inspection::Failed { .. }, .. }), "{input:?}");
+    }
+    assert!(frozen.elapsed() < 3 * TIMEOUT, "{:?}", frozen.elapsed());
+    node.containerd.perform(Output::ConnectContainerd { timeout: TIMEOUT });
     assert!(
         matches!(node.next().await, Input::ContainerdDisconnected { .. }),
         "it accepts, but does not answer"
@@ -202,7 +225,8 @@ async fn every_question_of_a_burst_is_answered() {
     let mut node = Node::new(&daemon);
     node.connect().await;
     for i in 0..500_u32 {
-        node.containerd.perform(Output::Inspect { digest: Digest::sha256_of(&i.to_le_bytes()) });
+        node.containerd
+            .perform(Output::Inspect { digest: Digest::sha256_of(&i.to_le_bytes()), timeout: PATIENCE });
     }
     let mut answered = BTreeSet::new();
     for _ in 0..500 {
@@ -249,10 +273,12 @@ impl Node {
         Self { containerd: Containerd::spawn(settings.clone(), sender), settings, inputs }
     }
 
-    fn watch(&self) -> Receiver<Input> {
+    /// What the watch of the content directory reports for as long as its handle lives.
+    fn watch(&self) -> (WatchHandle, Receiver<Input>) {
         let (sender, inputs) = channel(16);
-        watch::spawn(&self.settings.content_path, sender);
-        inputs
+        let watch = watch::spawn(&self.settings.content_path, sender);
+        watch.perform(false);
+        (watch, inputs)
     }
 
     async fn next(&mut self) -> Input {
@@ -260,18 +286,18 @@ impl Node {
     }
 
     async fn connect(&mut self) {
-        self.containerd.perform(Output::ConnectContainerd);
+        self.containerd.perform(Output::ConnectContainerd { timeout: TIMEOUT });
         let input = self.next().await;
         assert!(matches!(&input, Input::ContainerdConnected { version } if !version.is_empty()), "{input:?}");
     }
 
     async fn list(&mut self) -> Input {
-        self.containerd.perform(Output::List);
+        self.containerd.perform(Output::List { timeout: PATIENCE });
         self.next().await
     }
 
     async fn inspect(&mut self, digest: Digest) -> Inspection {
-        self.containerd.perform(Output::Inspect { digest });
+        self.containerd.perform(Output::Inspect { digest, timeout: PATIENCE });
         loop {
             if let Input::Inspected { digest: asked, outcome } = self.next().await {
                 assert_eq!(asked, digest);

@@ -193,15 +193,18 @@ impl Containerd {
     }
 
     /// The answer to an order of the core; `None` if it is for somebody else.
-    #[expect(clippy::wildcard_enum_match_arm, reason = "the node routes every order; these four are ours")]
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the node routes every order; these are ours")]
     pub fn answer(&self, order: &Output) -> Option<Input> {
         match order {
-            Output::ConnectContainerd => Some(self.connect()),
-            Output::List => Some(self.list()),
-            Output::Inspect { digest } => {
+            Output::ConnectContainerd { .. } => Some(self.connect()),
+            Output::ProbeContainerd { .. } => Some(self.probe()),
+            Output::List { .. } => Some(self.list()),
+            // The directory is told of by the news, as long as a mirror is connected.
+            Output::WatchContent { .. } => Some(Input::ContentWatched),
+            Output::Inspect { digest, .. } => {
                 Some(Input::Inspected { digest: *digest, outcome: self.inspect(digest) })
             }
-            Output::ReadManifest { digest } => {
+            Output::ReadManifest { digest, .. } => {
                 Some(Input::ManifestRead { digest: *digest, outcome: self.read(digest) })
             }
             _ => None,
@@ -213,8 +216,33 @@ impl Containerd {
     pub const fn is_for(order: &Output) -> bool {
         matches!(
             order,
-            Output::ConnectContainerd | Output::List | Output::Inspect { .. } | Output::ReadManifest { .. }
+            Output::ConnectContainerd { .. }
+                | Output::ProbeContainerd { .. }
+                | Output::List { .. }
+                | Output::Inspect { .. }
+                | Output::ReadManifest { .. }
+                | Output::WatchContent { .. }
         )
+    }
+
+    /// When an order fails that a hanging containerd never answers, and how; `None` if it is
+    /// answered all the same, by the content directory.
+    #[must_use]
+    #[expect(clippy::wildcard_enum_match_arm, reason = "all others are not asked of its process")]
+    pub fn unanswered(order: &Output) -> Option<(Duration, Input)> {
+        let cause = "no answer".to_owned();
+        match order {
+            Output::ConnectContainerd { timeout } => {
+                Some((*timeout, Input::ContainerdDisconnected { cause }))
+            }
+            Output::ProbeContainerd { timeout } => Some((*timeout, Input::ContainerdProbeFailed { cause })),
+            Output::List { timeout } => Some((*timeout, Input::ListFailed { cause })),
+            Output::Inspect { digest, timeout } => {
+                let outcome = Inspection::Failed { cause };
+                Some((*timeout, Input::Inspected { digest: *digest, outcome }))
+            }
+            _ => None,
+        }
     }
 
     /// Carries out an order of the core by a task; `false` if it is for somebody else.
@@ -242,6 +270,14 @@ impl Containerd {
             Input::ContainerdConnected { version: "simulated".to_owned() }
         } else {
             Input::ContainerdDisconnected { cause: "no such file or directory".to_owned() }
+        }
+    }
+
+    fn probe(&self) -> Input {
+        if self.state().running {
+            Input::ContainerdProbed
+        } else {
+            Input::ContainerdProbeFailed { cause: "connection refused".to_owned() }
         }
     }
 

@@ -88,6 +88,14 @@ pub enum Fault {
         /// The node.
         node: String,
     },
+    /// containerd is paused: it accepts connections and answers nothing, until it wakes and answers
+    /// whoever still waits. Its content directory can be read meanwhile. Light driver only.
+    HangContainerd {
+        /// The node.
+        node: String,
+        /// For how long.
+        pause: Duration,
+    },
     /// Deletes an image and collects its garbage.
     DeleteImage {
         /// The node.

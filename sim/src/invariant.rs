@@ -337,10 +337,10 @@ impl Work {
                 self.sends += 1;
                 self.bytes_sent += message.len() as u64;
             }
-            Output::List => self.lists += 1,
+            Output::List { .. } => self.lists += 1,
             Output::Inspect { .. } => self.inspections += 1,
             Output::ReadManifest { .. } => self.reads += 1,
-            Output::ResolveBootstrap => self.resolves += 1,
+            Output::ResolveBootstrap { .. } => self.resolves += 1,
             Output::Dial { .. } => self.dials += 1,
             _ => {}
         }

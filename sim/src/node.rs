@@ -296,7 +296,7 @@ impl shell::Ports for Ports {
             || self.containerd.perform(&output, &self.inputs);
         match output {
             _ if done => {}
-            Output::ResolveBootstrap => {
+            Output::ResolveBootstrap { .. } => {
                 let (dns, inputs) = (self.dns.clone(), self.inputs.clone());
                 tokio::spawn(async move {
                     sleep(DNS_LATENCY).await;

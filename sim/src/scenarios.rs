@@ -37,6 +37,7 @@ const OTHERS: &[Named] = &[
     ("late_control", late_control),
     ("owner_restarts_empty", owner_restarts_empty),
     ("containerd_flaps", containerd_flaps),
+    ("containerd_hangs", containerd_hangs),
     ("garbage_collection", garbage_collection),
     ("upstream_down", upstream_down),
     ("upstream_throttles", upstream_throttles),
@@ -268,6 +269,53 @@ pub fn containerd_flaps() -> Scenario {
         .pull(seconds(14), "n3", IMAGE)
         .pull(seconds(100), "n4", IMAGE)
         .expect(|outcome| outcome.expect_pulls(3, seconds(10)))
+}
+
+/// The containerd of one of two holders hangs for a minute, that of another node from its start:
+/// both accept connections and answer nothing. The holder notices, and serves what it has; the
+/// other is not ready before its containerd wakes; nobody else is concerned.
+#[must_use]
+pub fn containerd_hangs() -> Scenario {
+    cluster("containerd_hangs", seconds(120), 6, 2)
+        .light()
+        .fault(Duration::ZERO, Fault::HangContainerd { node: name(6), pause: seconds(40) })
+        .fault(seconds(10), Fault::HangContainerd { node: name(1), pause: seconds(60) })
+        .pull(seconds(20), "n3", IMAGE)
+        .pull(seconds(45), "n6", IMAGE)
+        .pull(seconds(60), "n4", IMAGE)
+        .pull(seconds(100), "n5", IMAGE)
+        .expect(|outcome| {
+            expect_first_tries(outcome, 4, seconds(2))?;
+            let said = |node: &str, lost: bool| {
+                let is_it = |notice: &Notice| {
+                    if lost {
+                        matches!(notice, Notice::ContainerdLost { .. })
+                    } else {
+                        matches!(notice, Notice::ContainerdListed { .. })
+                    }
+                };
+                let said = outcome.notices.iter().filter(|(_, who, what)| who == node && is_it(what));
+                said.map(|(at, ..)| *at).collect::<Vec<_>>()
+            };
+            // Fifteen seconds of silence, five for an answer, and what is on its way.
+            let is_noticed = |at: &Duration| (seconds(10)..=seconds(32)).contains(at);
+            let is_healed = |at: &Duration| (seconds(70)..=seconds(72)).contains(at);
+            if !matches!(&said("n1", true)[..], [at] if is_noticed(at)) {
+                return Err(format!("n1 noticed at {:?} that its containerd hangs", said("n1", true)));
+            }
+            if !matches!(&said("n1", false)[..], [_, at] if is_healed(at)) {
+                return Err(format!("n1 listed its containerd at {:?}", said("n1", false)));
+            }
+            if let Some((at, ..)) =
+                (2..=5).map(name).find_map(|node| Some((*said(&node, true).first()?, node)))
+            {
+                return Err(format!("another node lost its containerd at {at:?}"));
+            }
+            match outcome.ready.iter().find(|(node, _)| node == "n6") {
+                Some((_, at)) if (seconds(40)..=seconds(42)).contains(at) => Ok(()),
+                ready => Err(format!("n6 became ready at {ready:?}")),
+            }
+        })
 }
 
 /// Holders delete the image while others pull it from them; there is always one that has it.

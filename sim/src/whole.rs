@@ -277,7 +277,7 @@ impl<'a> World<'a> {
             Fault::CutUpstream => self.upstream.set_cut(true),
             Fault::RestoreUpstream => self.upstream.set_cut(false),
             Fault::ThrottleUpstream { requests_per_second } => self.upstream.throttle(*requests_per_second),
-            Fault::Suspend { .. } | Fault::StepClock { .. } => {
+            Fault::HangContainerd { .. } | Fault::Suspend { .. } | Fault::StepClock { .. } => {
                 return Err(format!("{fault:?} needs the light driver"));
             }
         }

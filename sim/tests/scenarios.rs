@@ -63,6 +63,11 @@ fn containerd_flaps() {
 }
 
 #[test]
+fn containerd_hangs() {
+    scenarios::containerd_hangs().run_seeds(1..=SEEDS);
+}
+
+#[test]
 fn garbage_collection() {
     scenarios::garbage_collection().run_seeds(1..=SEEDS);
 }

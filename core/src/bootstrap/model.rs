@@ -260,7 +260,7 @@ impl World {
                 while let Some(at) = self.bootstrap.poll_timeout().filter(|at| *at <= end) {
                     assert!(at >= self.now, "it is never late by itself");
                     self.now = at;
-                    if self.asked_at.take_if(|asked| at - *asked >= SECOND * 30).is_some() {
+                    if self.asked_at.take_if(|asked| at - *asked >= SECOND * 11).is_some() {
                         self.question_failed("the bootstrapper did not answer");
                         self.judge_reached();
                     }

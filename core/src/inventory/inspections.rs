@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{backoff::Backoff, oci::Digest, rng::Rng};
+use crate::{backoff::Backoff, oci::Digest, output::ANSWER_GRACE, rng::Rng};
 
 /// Most digests asked about at a time. Lower and a burst of commits is announced late; higher
 /// and containerd serves us rather than the pull.
@@ -16,9 +16,10 @@ pub(super) const INSPECTIONS_IN_FLIGHT_MAX: usize = 64;
 /// listing; higher and listing would be cheaper.
 pub(super) const INSPECTIONS_MAX: usize = 4096;
 
-/// How long an answer may take. Shorter and a busy containerd is asked twice; longer and lost
-/// answers keep their places.
-const INSPECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an answer may take, which containerd has in its database; the wait for those asked
+/// before included. Shorter and a busy containerd is asked twice; longer and lost answers keep
+/// their places.
+pub(crate) const INSPECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// First and longest pause before asking again about a blob whose metadata is not there yet.
 /// Shorter and we ask in vain; longer and it is announced late.
@@ -150,7 +151,7 @@ impl Inspections {
             if !matches!(entry.state, State::Queued) {
                 continue;
             }
-            let deadline = now + INSPECT_TIMEOUT;
+            let deadline = now + INSPECT_TIMEOUT + ANSWER_GRACE;
             entry.state = State::InFlight { deadline };
             self.timers.insert((deadline, digest));
             self.in_flight += 1;
@@ -326,13 +327,13 @@ mod tests {
 
     #[test]
     fn unanswered_questions_time_out() {
-        let now = test_time::start();
+        let (now, given_up) = (test_time::start(), INSPECT_TIMEOUT + ANSWER_GRACE);
         let mut inspections = Inspections::default();
         inspections.want(&digest(0), Purpose::Check);
         assert_eq!(inspections.poll(now), Some(digest(0)));
-        assert!(inspections.handle_timeout(now + INSPECT_TIMEOUT - TICK).is_empty());
-        assert_eq!(inspections.handle_timeout(now + INSPECT_TIMEOUT).len(), 1);
-        assert!(inspections.handle_timeout(now + INSPECT_TIMEOUT).is_empty());
+        assert!(inspections.handle_timeout(now + given_up - TICK).is_empty());
+        assert_eq!(inspections.handle_timeout(now + given_up).len(), 1);
+        assert!(inspections.handle_timeout(now + given_up).is_empty());
         assert!(inspections.on_inspected(&digest(0)).is_none(), "too late");
     }
 

@@ -7,7 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{backoff::Backoff, oci::Digest, output::soonest, rng::Rng};
+use crate::{
+    backoff::Backoff,
+    oci::Digest,
+    output::{ANSWER_GRACE, soonest},
+    rng::Rng,
+};
 
 /// First and longest pause between attempts to connect. Shorter and a dead containerd costs CPU;
 /// longer and news of a restarted one is late.
@@ -15,11 +20,21 @@ const CONNECT_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Durat
 
 /// How long containerd may take to open its event stream. Shorter and a busy containerd is
 /// hung up on; longer and a hung one is not left for a restarted one.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a listing may take. Shorter and a node with many images on a slow disk is never
-/// listed; longer and one lost answer leaves the node blind.
-const LIST_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long containerd may be silent before it is asked for a sign of life. Longer and a frozen
+/// one is noticed later: its socket accepts, then says nothing and gives no error. Shorter only
+/// wakes idle nodes.
+const PROBE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// How long containerd may take to give a sign of life, which it has in memory. Shorter and one
+/// that is starved of CPU counts as dead; longer and a frozen one is noticed later.
+pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a listing may take. It reads all of containerd's database: 12 000 blobs take a fraction
+/// of a second on an idle disk. Shorter and a node with many images on a slow one is never listed;
+/// longer and one lost answer leaves the node blind.
+pub(crate) const LIST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// First and longest pause after a failed listing. Shorter and an overloaded containerd gets
 /// more load; longer and the node stays empty after its trouble is over.
@@ -45,6 +60,7 @@ pub(super) const TOUCHED_MAX: usize = 100_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
     Connect,
+    Probe,
     List,
 }
 
@@ -62,10 +78,19 @@ enum Connection {
     Connecting {
         deadline: Option<Instant>,
     },
-    Connected,
+    /// Being probed when it has been silent.
+    Connected {
+        probe: Probe,
+    },
     Waiting {
         at: Instant,
     },
+}
+
+#[derive(Debug)]
+enum Probe {
+    At(Instant),
+    Asked { deadline: Instant },
 }
 
 #[derive(Debug)]
@@ -105,7 +130,12 @@ impl Link {
     }
 
     pub(super) const fn is_connected(&self) -> bool {
-        matches!(self.connection, Connection::Connected)
+        matches!(self.connection, Connection::Connected { .. })
+    }
+
+    /// Whether a listing was ordered whose answer is known or awaited.
+    pub(super) const fn has_listed(&self) -> bool {
+        self.is_listed || self.touched.is_some()
     }
 
     /// Whether containerd was listed at least once.
@@ -115,8 +145,22 @@ impl Link {
 
     pub(super) fn on_connected(&mut self, now: Instant) {
         self.abandon_listing(now);
-        self.connection = Connection::Connected;
+        self.connection = Connection::Connected { probe: Probe::At(now + PROBE_INTERVAL) };
         self.list_at = Some(now);
+    }
+
+    /// containerd said something over the connection: it lives.
+    pub(super) fn on_sign_of_life(&mut self, now: Instant) {
+        if let Connection::Connected { probe } = &mut self.connection {
+            *probe = Probe::At(now + PROBE_INTERVAL);
+        }
+    }
+
+    /// Returns whether this is the begin of an outage.
+    pub(super) fn on_probe_failed(&mut self, now: Instant, rng: &mut Rng) -> bool {
+        // What is not waited for was asked over an earlier connection.
+        matches!(self.connection, Connection::Connected { probe: Probe::Asked { .. } })
+            && self.on_disconnected(now, rng)
     }
 
     /// Returns whether this is the begin of an outage.
@@ -211,21 +255,31 @@ impl Link {
         Some(self.stale_until.map_or(due, |stale_until| stale_until.max(due)))
     }
 
-    /// Returns whether an attempt to connect came to its timeout and an outage begins with it.
-    pub(super) fn handle_timeout(&mut self, now: Instant, rng: &mut Rng) -> bool {
-        let mut outage_begins = false;
+    /// Returns what came to its timeout if an outage begins with it.
+    pub(super) fn handle_timeout(&mut self, now: Instant, rng: &mut Rng) -> Option<&'static str> {
+        let mut outage = None;
+        let connect_deadline = now + CONNECT_TIMEOUT + ANSWER_GRACE;
         match &mut self.connection {
             Connection::Connecting { deadline } if deadline.is_some_and(|deadline| deadline <= now) => {
-                outage_begins = self.on_disconnected(now, rng);
+                outage = self.on_disconnected(now, rng).then_some("opening the event stream took too long");
             }
             Connection::Connecting { deadline } => {
-                deadline.get_or_insert(now + CONNECT_TIMEOUT);
+                deadline.get_or_insert(connect_deadline);
             }
             Connection::Waiting { at } if *at <= now => {
-                self.connection = Connection::Connecting { deadline: Some(now + CONNECT_TIMEOUT) };
+                self.connection = Connection::Connecting { deadline: Some(connect_deadline) };
                 self.orders.push_back(Order::Connect);
             }
-            Connection::Waiting { .. } | Connection::Connected => {}
+            Connection::Connected { probe: Probe::Asked { deadline } } if *deadline <= now => {
+                outage = self.on_disconnected(now, rng).then_some("it gave no sign of life");
+            }
+            Connection::Connected { probe } => {
+                if matches!(probe, Probe::At(at) if *at <= now) {
+                    *probe = Probe::Asked { deadline: now + PROBE_TIMEOUT + ANSWER_GRACE };
+                    self.orders.push_back(Order::Probe);
+                }
+            }
+            Connection::Waiting { .. } => {}
         }
         if self.list_deadline.is_some_and(|deadline| deadline <= now) {
             self.list_deadline = None;
@@ -239,18 +293,18 @@ impl Link {
             self.list_at = None;
             self.resync_at = None;
             self.stale_until = None;
-            self.list_deadline = Some(now + LIST_TIMEOUT);
+            self.list_deadline = Some(now + LIST_TIMEOUT + ANSWER_GRACE);
             self.touched.get_or_insert_default();
             self.orders.push_back(Order::List);
         }
-        outage_begins
+        outage
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let connection = match self.connection {
             Connection::Connecting { deadline } => deadline,
             Connection::Waiting { at } => Some(at),
-            Connection::Connected => None,
+            Connection::Connected { probe: Probe::At(at) | Probe::Asked { deadline: at } } => Some(at),
         };
         soonest(connection, soonest(self.list_deadline, self.list_due()))
     }
@@ -271,11 +325,13 @@ mod tests {
         link: Link,
         rng: Rng,
         now: Instant,
+        /// Whether containerd is heard of whenever a probe would be due.
+        is_heard_of: bool,
     }
 
     impl Fixture {
         fn new() -> Self {
-            Self { link: Link::new(), rng: Rng::new(1, "link"), now: test_time::start() }
+            Self { link: Link::new(), rng: Rng::new(1, "link"), now: test_time::start(), is_heard_of: true }
         }
 
         /// Ready and listed.
@@ -288,17 +344,26 @@ mod tests {
         }
 
         fn due(&mut self) -> Vec<Order> {
+            if self.is_heard_of {
+                self.link.on_sign_of_life(self.now);
+            }
             self.link.handle_timeout(self.now, &mut self.rng);
             std::iter::from_fn(|| self.link.poll_order()).collect()
         }
 
         /// Goes to the next timeout; returns how long that took.
         fn skip(&mut self) -> Duration {
-            let at = self.link.poll_timeout().expect("a timeout");
-            let waited = at.saturating_duration_since(self.now);
-            self.link.handle_timeout(at - TICK, &mut self.rng);
-            self.now = at;
-            waited
+            let from = self.now;
+            loop {
+                let at = self.link.poll_timeout().expect("a timeout");
+                self.link.handle_timeout(at - TICK, &mut self.rng);
+                self.now = at.max(self.now);
+                let probe_due = matches!(self.link.connection, Connection::Connected { probe: Probe::At(due) } if due <= at);
+                if !(self.is_heard_of && probe_due) {
+                    return self.now - from;
+                }
+                self.link.on_sign_of_life(at);
+            }
         }
     }
 
@@ -320,10 +385,51 @@ mod tests {
     fn a_connection_that_never_answers_is_tried_again() {
         let mut f = Fixture::new();
         assert_eq!(f.due(), [Order::Connect]);
-        assert_eq!(f.skip(), CONNECT_TIMEOUT);
+        assert_eq!(f.skip(), CONNECT_TIMEOUT + ANSWER_GRACE);
         assert_eq!(f.due(), []);
         assert!(f.skip() <= CONNECT_BACKOFF.0);
         assert_eq!(f.due(), [Order::Connect]);
+    }
+
+    #[test]
+    fn silent_containerd_is_probed_and_taken_for_dead_without_an_answer() {
+        let mut f = Fixture::listed();
+        f.is_heard_of = false;
+        assert_eq!(f.skip(), PROBE_INTERVAL);
+        assert_eq!(f.due(), [Order::Probe]);
+        f.link.on_sign_of_life(f.now);
+        assert_eq!(f.skip(), PROBE_INTERVAL, "it lives");
+        assert_eq!(f.due(), [Order::Probe]);
+        assert_eq!(f.skip(), PROBE_TIMEOUT + ANSWER_GRACE);
+        assert!(f.link.handle_timeout(f.now, &mut f.rng).is_some(), "an outage begins");
+        assert!(!f.link.is_connected());
+        assert!(f.skip() <= CONNECT_BACKOFF.1);
+        assert_eq!(f.due(), [Order::Connect]);
+    }
+
+    #[test]
+    fn containerd_that_is_heard_of_is_not_probed() {
+        let mut f = Fixture::listed();
+        f.is_heard_of = false;
+        for _ in 0..10 {
+            f.now += PROBE_INTERVAL - TICK;
+            assert_eq!(f.due(), []);
+            f.link.on_sign_of_life(f.now);
+        }
+    }
+
+    #[test]
+    fn failed_probe_ends_the_connection_unless_it_was_made_over_an_earlier_one() {
+        let mut f = Fixture::listed();
+        f.is_heard_of = false;
+        assert!(!f.link.on_probe_failed(f.now, &mut f.rng), "none was made");
+        assert!(f.link.is_connected());
+        f.skip();
+        assert_eq!(f.due(), [Order::Probe]);
+        assert!(f.link.on_probe_failed(f.now, &mut f.rng), "an outage begins");
+        f.link.on_connected(f.now);
+        assert!(!f.link.on_probe_failed(f.now, &mut f.rng), "it is late");
+        assert!(f.link.is_connected());
     }
 
     #[test]
@@ -368,7 +474,7 @@ mod tests {
         f.link.on_connected(f.now);
         assert_eq!(f.due(), [Order::Connect, Order::List]);
         f.link.touch_digest(&Digest::sha256_of(b"a"));
-        assert_eq!(f.skip(), LIST_TIMEOUT);
+        assert_eq!(f.skip(), LIST_TIMEOUT + ANSWER_GRACE);
         assert_eq!(f.due(), []);
         f.skip();
         assert_eq!(f.due(), [Order::List]);

@@ -17,6 +17,7 @@ mod suspects;
 #[cfg(test)]
 mod tests;
 mod walks;
+mod watch;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -31,6 +32,12 @@ use self::{
     link::{Link, Order},
     suspects::Suspects,
     walks::{Reached, Walks},
+    watch::Watch,
+};
+pub(crate) use self::{
+    inspections::INSPECT_TIMEOUT,
+    link::{CONNECT_TIMEOUT, LIST_TIMEOUT, PROBE_TIMEOUT},
+    walks::READ_TIMEOUT,
 };
 use crate::{
     Filters, Inspection, Key, ListedContent, ListedImage, Listing, ManifestRead, Notice,
@@ -59,12 +66,16 @@ const ATTRIBUTION_DELAY: Duration = Duration::from_millis(50);
 pub(crate) enum Event {
     /// As [`crate::Output::ConnectContainerd`].
     ConnectContainerd,
+    /// As [`crate::Output::ProbeContainerd`].
+    ProbeContainerd,
     /// As [`crate::Output::List`].
     List,
     /// As [`crate::Output::Inspect`].
     Inspect { digest: Digest },
     /// As [`crate::Output::ReadManifest`].
     ReadManifest { digest: Digest },
+    /// As [`crate::Output::WatchContent`].
+    WatchContent { scan: bool },
     /// As [`crate::Output::ServeContent`].
     ServeContent { digest: Digest, size: u64 },
     /// As [`crate::Output::StopServingContent`].
@@ -99,6 +110,7 @@ pub(crate) struct Inventory {
     filters: Filters,
     rng: Rng,
     link: Link,
+    watch: Watch,
     inspections: Inspections,
     suspects: Suspects,
     walks: Walks,
@@ -123,6 +135,7 @@ impl Inventory {
             filters,
             rng: Rng::new(seed, "inventory"),
             link: Link::new(),
+            watch: Watch::new(),
             inspections: Inspections::default(),
             suspects: Suspects::default(),
             walks: Walks::new(),
@@ -135,7 +148,8 @@ impl Inventory {
             prune_wanted: false,
             findings: BTreeMap::new(),
             ignored: 0,
-            events: VecDeque::new(),
+            // Before containerd is listed, so that nothing falls between.
+            events: VecDeque::from([Event::WatchContent { scan: false }]),
         };
         inventory.drain_orders();
         inventory
@@ -155,8 +169,23 @@ impl Inventory {
         self.settle(now);
     }
 
+    /// containerd gave a sign of life.
+    pub(crate) fn on_probed(&mut self, now: Instant) {
+        self.link.on_sign_of_life(now);
+        self.settle(now);
+    }
+
+    /// containerd gave no sign of life.
+    pub(crate) fn on_probe_failed(&mut self, now: Instant, cause: String) {
+        if self.link.on_probe_failed(now, &mut self.rng) {
+            self.events.push_back(Event::Notice(Notice::ContainerdLost { cause }));
+        }
+        self.settle(now);
+    }
+
     /// containerd was listed: applies what differs from what is known.
     pub(crate) fn on_listed(&mut self, now: Instant, listing: Listing) {
+        self.link.on_sign_of_life(now);
         let is_first = !self.link.is_listed();
         if let Some(touched) = self.link.on_listed(now, &mut self.rng) {
             if self.link.end_outage() || is_first {
@@ -208,6 +237,7 @@ impl Inventory {
 
     /// containerd created or updated an image.
     pub(crate) fn on_image_changed(&mut self, now: Instant, image: &ListedImage) {
+        self.link.on_sign_of_life(now);
         self.link.touch_name(&image.name);
         self.put_image(now, image);
         // Its root should be known by now; if not, something was missed.
@@ -221,6 +251,7 @@ impl Inventory {
 
     /// containerd deleted an image: its tag goes, its content stays until it is removed too.
     pub(crate) fn on_image_deleted(&mut self, now: Instant, name: &str) {
+        self.link.on_sign_of_life(now);
         self.link.touch_name(name);
         self.remove_image(name);
         self.settle(now);
@@ -250,14 +281,35 @@ impl Inventory {
         self.settle(now);
     }
 
+    /// Changes of the content directory are not missed from here on.
+    pub(crate) fn on_content_watched(&mut self, now: Instant) {
+        if self.watch.on_watched() || self.link.has_listed() {
+            self.link.want_resync(now, &mut self.rng);
+        }
+        self.settle(now);
+    }
+
+    /// Changes of the content directory are missed from here on.
+    pub(crate) fn on_watch_lost(&mut self, now: Instant, cause: String) {
+        if self.watch.on_lost(now) {
+            self.events.push_back(Event::Notice(Notice::ContentUnwatched { cause }));
+            self.link.want_resync(now, &mut self.rng);
+        }
+        self.settle(now);
+    }
+
     /// Changes of the content directory may have been missed.
-    pub(crate) fn on_watch_lost(&mut self, now: Instant, _cause: &str) {
+    pub(crate) fn on_changes_missed(&mut self, now: Instant, _cause: &str) {
         self.link.want_resync(now, &mut self.rng);
         self.settle(now);
     }
 
     /// containerd said what it knows of a digest.
     pub(crate) fn on_inspected(&mut self, now: Instant, digest: &Digest, outcome: Inspection) {
+        match outcome {
+            Inspection::Present(_) | Inspection::Absent => self.link.on_sign_of_life(now),
+            Inspection::Failed { .. } => {}
+        }
         if let Some(inspected) = self.inspections.on_inspected(digest) {
             self.judge_inspection(now, digest, inspected, outcome);
         }
@@ -343,6 +395,7 @@ impl Inventory {
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         [
             self.link.poll_timeout(),
+            self.watch.poll_timeout(),
             self.inspections.poll_timeout(),
             self.suspects.poll_timeout(),
             self.walks.poll_timeout(),
@@ -586,9 +639,13 @@ impl Inventory {
 
     /// Carries out what follows from a change.
     fn settle(&mut self, now: Instant) {
-        if self.link.handle_timeout(now, &mut self.rng) {
-            let cause = "opening the event stream took too long".to_owned();
-            self.events.push_back(Event::Notice(Notice::ContainerdLost { cause }));
+        if let Some(cause) = self.link.handle_timeout(now, &mut self.rng) {
+            self.events.push_back(Event::Notice(Notice::ContainerdLost { cause: cause.to_owned() }));
+        }
+        if self.watch.handle_timeout(now) {
+            // What a small store has is known at once: on a fresh node this is the first pull, which
+            // should not wait for a listing.
+            self.events.push_back(Event::WatchContent { scan: true });
         }
         self.drain_orders();
         let (changed, found) = self.walks.settle(&self.contents);
@@ -613,6 +670,7 @@ impl Inventory {
         while let Some(order) = self.link.poll_order() {
             self.events.push_back(match order {
                 Order::Connect => Event::ConnectContainerd,
+                Order::Probe => Event::ProbeContainerd,
                 Order::List => Event::List,
             });
         }

@@ -22,7 +22,7 @@ use crate::{
         Descriptor, Digest, MANIFEST_SIZE_MAX, ManifestError, is_index_type, is_layer_type, is_manifest_type,
         parse_manifest,
     },
-    output::soonest,
+    output::{ANSWER_GRACE, soonest},
     pacer::Pacer,
     rng::Rng,
 };
@@ -39,7 +39,7 @@ const READ_INTERVAL: Duration = Duration::from_micros(500);
 
 /// How long a read may take. Shorter and a busy disk looks broken; longer and lost answers
 /// keep their places.
-const READ_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// First and longest pause before an unreadable manifest is read again. Shorter and a broken
 /// disk keeps us busy; longer and an image that was repaired stays in quarantine.
@@ -329,7 +329,7 @@ impl Walks {
                     self.read_at = Some(self.pacer.ready_at(now));
                     return None;
                 }
-                self.reading.insert(digest, now + READ_TIMEOUT);
+                self.reading.insert(digest, now + READ_TIMEOUT + ANSWER_GRACE);
             }
             self.queue.pop_front();
             if let Some(manifest) = self.manifests.get_mut(&digest) {

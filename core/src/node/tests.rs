@@ -30,16 +30,17 @@ fn alone() -> (Instant, Node) {
 }
 
 #[test]
-fn first_acts_are_to_connect_to_containerd_and_to_ask_the_bootstrapper() {
+fn first_acts_are_to_watch_content_to_connect_to_containerd_and_to_ask_the_bootstrapper() {
     let mut world = World::empty(1, 1);
     world.trace = Some(Vec::new());
     world.start(0);
-    let ends = |line: &str, output: &str| line.ends_with(&format!(" 0 {output}"));
+    let tells = |line: &str, output: &str| line.contains(&format!(" 0 {output}"));
     let trace = world.trace.clone().expect("set above");
-    assert!(ends(&trace[0], "ConnectContainerd") && ends(&trace[1], "ResolveBootstrap"), "{trace:?}");
+    let first = ["WatchContent", "ConnectContainerd", "ResolveBootstrap"];
+    assert!(trace.iter().zip(first).all(|(line, output)| tells(line, output)), "{trace:?}");
     world.run(secs(1));
     let trace = world.trace.clone().expect("set above");
-    let at = |output| trace.iter().position(|line| ends(line, output)).expect("it was ordered");
+    let at = |output| trace.iter().position(|line| tells(line, output)).expect("it was ordered");
     assert!(at("List") < at("SetReady { ready: true }"));
 }
 

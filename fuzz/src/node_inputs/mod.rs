@@ -271,7 +271,7 @@ impl World {
     fn containerd(&mut self, number: usize, bytes: &mut Bytes<'_>) -> Input {
         let shell = &mut self.shells[number];
         let cause = String::new();
-        match bytes.below(13) {
+        match bytes.below(17) {
             0 => Input::ContainerdConnected { version: "1.7.24".to_owned() },
             1 => Input::ContainerdDisconnected { cause },
             2 | 3 => Input::Listed(Listing {
@@ -304,6 +304,10 @@ impl World {
                 };
                 Input::ManifestRead { digest, outcome }
             }
+            12 => Input::ContainerdProbed,
+            13 => Input::ContainerdProbeFailed { cause },
+            14 => Input::ContentWatched,
+            15 => Input::ChangesMissed { cause },
             _ => Input::ContentUnreadable { digest: any_digest(bytes) },
         }
     }

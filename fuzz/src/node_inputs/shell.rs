@@ -8,8 +8,8 @@ use std::{
 };
 
 use spegel_core::{
-    AttemptId, Config, ExchangeId, Filters, Input, MESSAGE_SIZE_MAX, Node, Output, PeerId, PullId, Reply,
-    Request, oci::Digest,
+    AttemptId, Config, EXCHANGE_TIMEOUT_MAX, ExchangeId, Filters, Input, MESSAGE_SIZE_MAX, Node, Output,
+    PeerId, PullId, Reply, Request, oci::Digest,
 };
 
 use super::vocabulary;
@@ -160,9 +160,19 @@ impl Shell {
 
     fn check(&mut self, output: Output) {
         match output {
-            Output::ConnectContainerd | Output::List | Output::ResolveBootstrap | Output::Notice(_) => {}
-            Output::Inspect { digest } => self.inspections.push(digest),
-            Output::ReadManifest { digest } => self.reads.push(digest),
+            Output::WatchContent { .. } | Output::Notice(_) => {}
+            Output::ConnectContainerd { timeout }
+            | Output::ProbeContainerd { timeout }
+            | Output::List { timeout }
+            | Output::ResolveBootstrap { timeout } => assert!(timeout > Duration::ZERO),
+            Output::Inspect { digest, timeout } => {
+                assert!(timeout > Duration::ZERO);
+                self.inspections.push(digest);
+            }
+            Output::ReadManifest { digest, timeout } => {
+                assert!(timeout > Duration::ZERO);
+                self.reads.push(digest);
+            }
             Output::ServeContent { digest, .. } => drop(self.contents.insert(digest)),
             Output::StopServingContent { digest } => {
                 assert!(self.contents.remove(&digest), "{digest} is not served");
@@ -181,7 +191,8 @@ impl Shell {
             }
             Output::Send { to, exchange, message, timeout, .. } => {
                 assert_ne!(to, self.peer, "a message to itself");
-                assert!(timeout > Duration::ZERO && message.len() <= MESSAGE_SIZE_MAX);
+                assert!(timeout > Duration::ZERO && timeout <= EXCHANGE_TIMEOUT_MAX);
+                assert!(message.len() <= MESSAGE_SIZE_MAX);
                 Request::decode(&message).expect("what is sent makes sense");
                 assert!(exchange.0 >= self.exchange_next, "an exchange named twice");
                 self.exchange_next = exchange.0 + 1;

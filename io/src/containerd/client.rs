@@ -10,7 +10,7 @@ use containerd_client::{
     },
     types::Envelope,
 };
-use futures::{FutureExt, Stream, TryFutureExt, TryStreamExt};
+use futures::{Stream, TryFutureExt, TryStreamExt};
 use hyper_util::rt::TokioIo;
 use spegel_core::{ListedContent, ListedImage, Listing, oci::Digest};
 use tokio::{net::UnixStream, time::timeout};
@@ -21,17 +21,6 @@ use tonic::{
 };
 
 use super::{ContainerdSettings, events, listing};
-
-/// How long containerd, on the same machine, may take to answer a question that it answers
-/// from its database. Only tells a dead containerd from a living one, where a socket that
-/// accepts and then says nothing gives no error: what follows from that is the core's decision.
-/// Shorter and a node with a busy disk counts as dead; longer and a frozen containerd goes
-/// unnoticed and holds up every question behind it.
-const RPC_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// As above for a whole listing, which reads all of the database: 12 000 blobs take a fraction
-/// of a second on an idle disk. Shorter and a large store under load is never listed.
-const LIST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Largest message taken from containerd. It sends at most 16 MiB unless configured otherwise, and
 /// the list of images comes in one message. Smaller and a node with very many images can't be
@@ -69,10 +58,10 @@ pub enum ContainerdError {
         namespace: String,
     },
     /// containerd did not answer in time.
-    #[error("containerd did not answer {rpc} within {} s", timeout.as_secs())]
+    #[error("containerd: {what} took longer than {timeout:?}")]
     TimedOut {
-        /// What it was asked.
-        rpc: &'static str,
+        /// What was wanted of it.
+        what: &'static str,
         /// What it was given.
         timeout: Duration,
     },
@@ -143,29 +132,26 @@ impl Client {
     pub(super) async fn connect(settings: &ContainerdSettings) -> Result<Self, ContainerdError> {
         let namespace = AsciiMetadataValue::try_from(settings.namespace.as_str())
             .map_err(|_| ContainerdError::Namespace { namespace: settings.namespace.clone() })?;
-        let channel = answer("connect", RPC_TIMEOUT, async {
-            let stream = UnixStream::connect(&settings.socket)
-                .await
-                .map_err(|cause| ContainerdError::Socket { socket: settings.socket.clone(), cause })?;
-            let mut stream = Some(TokioIo::new(stream));
-            let connector = tower::service_fn(move |_| {
-                let stream = stream.take();
-                async move { stream.ok_or_else(|| io::Error::other("the connection was lost")) }
-            });
-            // The address is never looked at, but HTTP wants one.
-            Endpoint::from_static("http://containerd")
-                .connect_with_connector(connector)
-                .await
-                .map_err(|error| ContainerdError::Handshake { cause: explain(&error) })
-        })
-        .await?;
+        let stream = UnixStream::connect(&settings.socket)
+            .await
+            .map_err(|cause| ContainerdError::Socket { socket: settings.socket.clone(), cause })?;
+        let mut stream = Some(TokioIo::new(stream));
+        let connector = tower::service_fn(move |_| {
+            let stream = stream.take();
+            async move { stream.ok_or_else(|| io::Error::other("the connection was lost")) }
+        });
+        // The address is never looked at, but HTTP wants one.
+        let channel = Endpoint::from_static("http://containerd")
+            .connect_with_connector(connector)
+            .await
+            .map_err(|error| ContainerdError::Handshake { cause: explain(&error) })?;
         Ok(Self { channel, namespace })
     }
 
     pub(super) async fn version(&self) -> Result<String, ContainerdError> {
         let mut client = VersionClient::new(self.channel.clone());
-        let reply = ask("Version", RPC_TIMEOUT, client.version(Request::new(()))).await?;
-        Ok(reply.into_inner().version)
+        let reply = client.version(Request::new(())).await;
+        Ok(reply.map_err(|status| ContainerdError::rpc("Version", &status))?.into_inner().version)
     }
 
     /// The events that matter of the mirrored namespace.
@@ -185,41 +171,38 @@ impl Client {
     /// The image of that name; `None` if there is none.
     pub(super) async fn image(&self, name: String) -> Result<Option<ListedImage>, ContainerdError> {
         let mut client = self.images();
-        let reply = ask("Images.Get", RPC_TIMEOUT, client.get(self.request(GetImageRequest { name }))).await;
-        Ok(found(reply)?.and_then(|reply| reply.into_inner().image).and_then(listing::image))
+        let reply = client.get(self.request(GetImageRequest { name })).await;
+        Ok(found("Images.Get", reply)?.and_then(|reply| reply.image).and_then(listing::image))
     }
 
     /// The content of that digest; `None` if there is none in the namespace.
     pub(super) async fn content(&self, digest: &Digest) -> Result<Option<ListedContent>, ContainerdError> {
         let mut client = self.contents();
         let request = self.request(InfoRequest { digest: digest.to_string() });
-        let reply = ask("Content.Info", RPC_TIMEOUT, client.info(request)).await;
-        Ok(found(reply)?.and_then(|reply| reply.into_inner().info).and_then(listing::content))
+        let reply = client.info(request).await;
+        Ok(found("Content.Info", reply)?.and_then(|reply| reply.info).and_then(listing::content))
     }
 
     /// All images, then all content: an image that comes in between is reported by an event, and
     /// no image is listed before its content.
     pub(super) async fn list(&self) -> Result<Listing, ContainerdError> {
-        answer("listing", LIST_TIMEOUT, async {
-            let mut client = self.images();
-            let reply = client.list(self.request(ListImagesRequest::default())).await;
-            let reply = reply.map_err(|status| ContainerdError::rpc("Images.List", &status))?;
-            let images = reply.into_inner().images.into_iter().filter_map(listing::image).collect();
+        let mut client = self.images();
+        let reply = client.list(self.request(ListImagesRequest::default())).await;
+        let reply = reply.map_err(|status| ContainerdError::rpc("Images.List", &status))?;
+        let images = reply.into_inner().images.into_iter().filter_map(listing::image).collect();
 
-            let in_contents = |status| ContainerdError::rpc("Content.List", &status);
-            let mut client = self.contents();
-            let reply = client.list(self.request(ListContentRequest::default())).await;
-            let mut parts = reply.map_err(in_contents)?.into_inner();
-            let mut contents = Vec::new();
-            while let Some(part) = parts.message().await.map_err(in_contents)? {
-                if contents.len() + part.info.len() > CONTENTS_MAX {
-                    return Err(ContainerdError::TooMuchContent);
-                }
-                contents.extend(part.info.into_iter().filter_map(listing::content));
+        let in_contents = |status| ContainerdError::rpc("Content.List", &status);
+        let mut client = self.contents();
+        let reply = client.list(self.request(ListContentRequest::default())).await;
+        let mut parts = reply.map_err(in_contents)?.into_inner();
+        let mut contents = Vec::new();
+        while let Some(part) = parts.message().await.map_err(in_contents)? {
+            if contents.len() + part.info.len() > CONTENTS_MAX {
+                return Err(ContainerdError::TooMuchContent);
             }
-            Ok(Listing { images, contents })
-        })
-        .await
+            contents.extend(part.info.into_iter().filter_map(listing::content));
+        }
+        Ok(Listing { images, contents })
     }
 
     fn images(&self) -> ImagesClient<Channel> {
@@ -237,26 +220,23 @@ impl Client {
     }
 }
 
-async fn ask<T>(
-    rpc: &'static str,
+/// Bounds what is wanted of containerd by the time that the core gave it. Only tells a dead
+/// containerd from a living one, where a socket that accepts and then says nothing gives no error.
+pub(super) async fn within<T>(
     limit: Duration,
-    call: impl Future<Output = Result<T, Status>>,
+    what: &'static str,
+    answer: impl Future<Output = Result<T, ContainerdError>>,
 ) -> Result<T, ContainerdError> {
-    answer(rpc, limit, call.map(|reply| reply.map_err(|status| ContainerdError::rpc(rpc, &status)))).await
+    timeout(limit, answer).await.unwrap_or(Err(ContainerdError::TimedOut { what, timeout: limit }))
 }
 
-async fn answer<T>(
+fn found<T>(
     rpc: &'static str,
-    limit: Duration,
-    call: impl Future<Output = Result<T, ContainerdError>>,
-) -> Result<T, ContainerdError> {
-    timeout(limit, call).await.unwrap_or(Err(ContainerdError::TimedOut { rpc, timeout: limit }))
-}
-
-fn found<T>(reply: Result<T, ContainerdError>) -> Result<Option<T>, ContainerdError> {
+    reply: Result<tonic::Response<T>, Status>,
+) -> Result<Option<T>, ContainerdError> {
     match reply {
-        Ok(reply) => Ok(Some(reply)),
-        Err(ContainerdError::Rpc { code: Code::NotFound, .. }) => Ok(None),
-        Err(error) => Err(error),
+        Ok(reply) => Ok(Some(reply.into_inner())),
+        Err(status) if status.code() == Code::NotFound => Ok(None),
+        Err(status) => Err(ContainerdError::rpc(rpc, &status)),
     }
 }

@@ -4,7 +4,8 @@
 //! and when to try again.
 //!
 //! A supervisor task takes the orders and runs each in a task of its own, so that none waits on
-//! another. Every [`Output::List`], [`Output::Inspect`] and [`Output::ReadManifest`] gets exactly
+//! another. Every [`Output::ProbeContainerd`], [`Output::List`], [`Output::Inspect`] and
+//! [`Output::ReadManifest`] gets exactly
 //! one answer; every [`Output::ConnectContainerd`] gives one [`Input::ContainerdConnected`] and,
 //! when that connection ends, one [`Input::ContainerdDisconnected`], or the latter alone. A
 //! connection that another replaces goes without a word.
@@ -19,7 +20,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use spegel_core::{Input, Inspection, Output};
+use spegel_core::{Input, Inspection, ListedContent, Listing, ManifestRead, Output, oci::Digest};
 use tokio::{
     sync::{
         Semaphore,
@@ -29,7 +30,10 @@ use tokio::{
 };
 
 pub use self::client::ContainerdError;
-use self::{client::Client, session::Session};
+use self::{
+    client::{Client, within},
+    session::Session,
+};
 use crate::content::{ContentDir, ContentPathError};
 
 /// Most questions to containerd under way. More makes containerd's database wait on us, not the
@@ -101,8 +105,8 @@ impl Current {
 }
 
 impl ContainerdHandle {
-    /// Carries out [`Output::ConnectContainerd`], [`Output::List`], [`Output::Inspect`] or
-    /// [`Output::ReadManifest`]; returns at once. Any other output is not containerd's and ignored.
+    /// Carries out [`Output::ConnectContainerd`], [`Output::ProbeContainerd`], [`Output::List`],
+    /// [`Output::Inspect`] or [`Output::ReadManifest`]; returns at once. Any other output is not containerd's and ignored.
     pub fn perform(&self, output: Output) {
         // The adapter is gone only when the process ends.
         drop(self.orders.send(output));
@@ -144,36 +148,54 @@ impl Containerd {
     #[expect(clippy::wildcard_enum_match_arm, reason = "all other outputs are other adapters'")]
     async fn carry_out(&mut self, order: Output, tasks: &mut JoinSet<()>) {
         match order {
-            Output::ConnectContainerd => {
+            Output::ConnectContainerd { timeout } => {
                 self.end_session().await;
-                let session =
-                    Session::new(Arc::clone(&self.settings), self.current.clone(), self.inputs.clone());
+                let session = Session::new(
+                    Arc::clone(&self.settings),
+                    self.current.clone(),
+                    self.inputs.clone(),
+                    timeout,
+                );
                 self.session = Some(tokio::spawn(session.run()));
             }
-            Output::List => {
+            Output::ProbeContainerd { timeout } => {
                 let current = self.current.clone();
-                self.answer(tasks, &self.questions, async move {
-                    match list(&current).await {
+                // Needs no permit: it is to be heard however many questions are under way.
+                self.answer(tasks, async move {
+                    match within(timeout, "a sign of life", probe(&current)).await {
+                        Ok(()) => Input::ContainerdProbed,
+                        Err(error) => Input::ContainerdProbeFailed { cause: error.to_string() },
+                    }
+                });
+            }
+            Output::List { timeout } => {
+                let (current, questions) = (self.current.clone(), Arc::clone(&self.questions));
+                self.answer(tasks, async move {
+                    match within(timeout, "listing", list(&current, &questions)).await {
                         Ok(listing) => Input::Listed(listing),
                         Err(error) => Input::ListFailed { cause: error.to_string() },
                     }
                 });
             }
-            Output::Inspect { digest } => {
-                let current = self.current.clone();
-                self.answer(tasks, &self.questions, async move {
-                    let outcome = match inspect(&current, &digest).await {
-                        Ok(Some(content)) => Inspection::Present(content),
-                        Ok(None) => Inspection::Absent,
-                        Err(error) => Inspection::Failed { cause: error.to_string() },
-                    };
+            Output::Inspect { digest, timeout } => {
+                let (current, questions) = (self.current.clone(), Arc::clone(&self.questions));
+                self.answer(tasks, async move {
+                    let outcome =
+                        match within(timeout, "Content.Info", inspect(&current, &questions, &digest)).await {
+                            Ok(Some(content)) => Inspection::Present(content),
+                            Ok(None) => Inspection::Absent,
+                            Err(error) => Inspection::Failed { cause: error.to_string() },
+                        };
                     Input::Inspected { digest, outcome }
                 });
             }
-            Output::ReadManifest { digest } => {
-                let content = self.content.clone();
-                self.answer(tasks, &self.reads, async move {
-                    let outcome = content.read_manifest(&digest).await;
+            Output::ReadManifest { digest, timeout } => {
+                let (content, reads) = (self.content.clone(), Arc::clone(&self.reads));
+                self.answer(tasks, async move {
+                    let outcome = tokio::time::timeout(timeout, read(content, reads, digest)).await;
+                    let outcome = outcome.unwrap_or_else(|_| ManifestRead::Failed {
+                        cause: format!("reading took longer than {timeout:?}"),
+                    });
                     Input::ManifestRead { digest, outcome }
                 });
             }
@@ -181,20 +203,12 @@ impl Containerd {
         }
     }
 
-    /// Has the core told what `answer` comes to, once there is a permit for finding out.
-    fn answer(
-        &self,
-        tasks: &mut JoinSet<()>,
-        permits: &Arc<Semaphore>,
-        answer: impl Future<Output = Input> + Send + 'static,
-    ) {
-        let (permits, inputs) = (Arc::clone(permits), self.inputs.clone());
+    /// Has the core told what `answer` comes to.
+    fn answer(&self, tasks: &mut JoinSet<()>, answer: impl Future<Output = Input> + Send + 'static) {
+        let inputs = self.inputs.clone();
         tasks.spawn(async move {
-            let permit = permits.acquire().await;
-            let input = answer.await;
-            drop(permit);
             // Fails only if the core is gone.
-            drop(inputs.send(input).await);
+            drop(inputs.send(answer.await).await);
         });
     }
 
@@ -208,13 +222,32 @@ impl Containerd {
     }
 }
 
-async fn list(current: &Current) -> Result<spegel_core::Listing, ContainerdError> {
+async fn probe(current: &Current) -> Result<(), ContainerdError> {
+    current.client()?.version().await.map(drop)
+}
+
+async fn list(current: &Current, permits: &Semaphore) -> Result<Listing, ContainerdError> {
+    let _permit = permits.acquire().await;
     current.client()?.list().await
 }
 
 async fn inspect(
     current: &Current,
-    digest: &spegel_core::oci::Digest,
-) -> Result<Option<spegel_core::ListedContent>, ContainerdError> {
+    permits: &Semaphore,
+    digest: &Digest,
+) -> Result<Option<ListedContent>, ContainerdError> {
+    let _permit = permits.acquire().await;
     current.client()?.content(digest).await
+}
+
+/// Reads in a task of its own, which keeps its permit until the disk has answered even when nobody
+/// waits any more: a disk that hangs must not get more and more threads to wait for it.
+async fn read(content: ContentDir, permits: Arc<Semaphore>, digest: Digest) -> ManifestRead {
+    let permit = permits.acquire_owned().await;
+    let reading = tokio::spawn(async move {
+        let outcome = content.read_manifest(&digest).await;
+        drop(permit);
+        outcome
+    });
+    reading.await.unwrap_or_else(|error| ManifestRead::Failed { cause: error.to_string() })
 }

@@ -1,30 +1,25 @@
 //! One connection to containerd from the attempt to its end: opens it, passes on the events,
 //! says when it is over. Started by the adapter for each order to connect.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use containerd_client::types::Envelope;
 use futures::StreamExt;
 use spegel_core::Input;
-use tokio::{sync::mpsc::Sender, time::sleep};
+use tokio::sync::mpsc::Sender;
 use tracing::{debug, warn};
 
 use super::{
     ContainerdSettings, Current,
-    client::{Client, ContainerdError},
+    client::{Client, ContainerdError, within},
     events::{self, Change},
 };
-
-/// How long the event stream may be silent before containerd is asked for a sign of life. A
-/// question rather than HTTP/2 pings, because containerd (grpc-go) closes connections that ping
-/// more often than each five minutes. Longer and a frozen containerd is noticed later; shorter
-/// only wakes an idle node more often.
-const PROBE_INTERVAL: Duration = Duration::from_secs(15);
 
 pub(super) struct Session {
     settings: Arc<ContainerdSettings>,
     current: Current,
     inputs: Sender<Input>,
+    timeout: Duration,
 }
 
 /// How a session ends.
@@ -42,8 +37,14 @@ impl From<ContainerdError> for Ended {
 }
 
 impl Session {
-    pub(super) fn new(settings: Arc<ContainerdSettings>, current: Current, inputs: Sender<Input>) -> Self {
-        Self { settings, current, inputs }
+    /// A session of which opening, and each question, may take so long.
+    pub(super) fn new(
+        settings: Arc<ContainerdSettings>,
+        current: Current,
+        inputs: Sender<Input>,
+        timeout: Duration,
+    ) -> Self {
+        Self { settings, current, inputs, timeout }
     }
 
     pub(super) async fn run(self) {
@@ -60,27 +61,28 @@ impl Session {
     }
 
     async fn converse(&self) -> Result<std::convert::Infallible, Ended> {
-        let client = Client::connect(&self.settings).await?;
-        let version = client.version().await?;
-        let mut events = pin!(client.events());
-        // containerd acknowledges a subscription with the first event only. What it answers after
-        // having received the subscription is the next best sign; `biased` sends that first.
-        let mut early = None;
-        tokio::select! {
-            biased;
-            event = events.next() => early = Some(event),
-            answer = client.version() => { answer?; }
-        }
+        let opening = async {
+            let client = Client::connect(&self.settings).await?;
+            let version = client.version().await?;
+            let mut events = Box::pin(client.events());
+            // containerd acknowledges a subscription with the first event only. What it answers after
+            // having received the subscription is the next best sign; `biased` sends that first.
+            let early = tokio::select! {
+                biased;
+                event = events.next() => Some(event),
+                answer = client.version() => { answer?; None }
+            };
+            Ok((client, version, events, early))
+        };
+        let (client, version, mut events, early) = within(self.timeout, "connecting", opening).await?;
         self.current.replace(Some(client.clone()));
         self.send(Input::ContainerdConnected { version }).await?;
         if let Some(event) = early {
             self.pass_on(&client, event).await?;
         }
         loop {
-            tokio::select! {
-                event = events.next() => self.pass_on(&client, event).await?,
-                () = sleep(PROBE_INTERVAL) => { client.version().await?; }
-            }
+            let event = events.next().await;
+            self.pass_on(&client, event).await?;
         }
     }
 
@@ -91,17 +93,19 @@ impl Session {
     ) -> Result<(), Ended> {
         let envelope = event.ok_or(ContainerdError::EventsEnded)??;
         match events::interpret(envelope, &self.settings.namespace) {
-            Some(Change::Image(name)) => match client.image(name.clone()).await {
-                Ok(Some(image)) => self.send(Input::ImageChanged(image)).await,
-                // Deleted since; that event is on its way too.
-                Ok(None) => self.send(Input::ImageDeleted { name }).await,
-                // One odd image must not end the connection: the next listing heals this.
-                Err(error) if error.is_answer() => {
-                    warn!(image = %name, %error, "image that an event names cannot be read");
-                    Ok(())
+            Some(Change::Image(name)) => {
+                match within(self.timeout, "Images.Get", client.image(name.clone())).await {
+                    Ok(Some(image)) => self.send(Input::ImageChanged(image)).await,
+                    // Deleted since; that event is on its way too.
+                    Ok(None) => self.send(Input::ImageDeleted { name }).await,
+                    // One odd image must not end the connection: the next listing heals this.
+                    Err(error) if error.is_answer() => {
+                        warn!(image = %name, %error, "image that an event names cannot be read");
+                        Ok(())
+                    }
+                    Err(error) => Err(error.into()),
                 }
-                Err(error) => Err(error.into()),
-            },
+            }
             Some(Change::ImageDeleted(name)) => self.send(Input::ImageDeleted { name }).await,
             Some(Change::Committed(digest)) => self.send(Input::BlobCommitted { digest }).await,
             None => {

@@ -4,15 +4,15 @@
 //! decides nothing: what the content is, and whether it is in the mirrored namespace, the core
 //! asks containerd.
 //!
-//! Nothing is ever missed in silence. Whenever events may have been lost (the kernel's queue
-//! overflowed, a directory was replaced) the core hears [`Input::WatchLost`], the last time
-//! when the watch is armed again, so that a listing made upon it is complete.
+//! Nothing is ever missed in silence. When the kernel's queue overflowed the core hears
+//! [`Input::ChangesMissed`]; when the watch could not be armed or is at its end, because a directory
+//! was replaced, [`Input::WatchLost`]. It is armed again only by order, and the core then hears
+//! [`Input::ContentWatched`], so that a listing made upon it is complete.
 
 use std::{
     ffi::OsStr,
     fs, io, iter,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use futures::StreamExt;
@@ -21,15 +21,10 @@ use spegel_core::{
     Input,
     oci::{Algorithm, Digest},
 };
-use tokio::{sync::mpsc::Sender, task::JoinHandle, time::sleep};
-use tracing::{debug, warn};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tracing::debug;
 
 use super::algorithm_dir;
-
-/// How long after losing the watch, or failing to arm it, it is tried again. Longer and the
-/// core is blind for that long after the directory was replaced, or was made by the first pull of
-/// a fresh node; much shorter and a directory that stays away costs CPU.
-const REARM_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Most blobs reported one by one when a directory of them appears. A fresh node's first pull
 /// makes one with a handful of blobs. Lower and those are found by a full listing; higher and
@@ -58,47 +53,46 @@ const DISAPPEARED: EventMask = EventMask::DELETE.union(EventMask::MOVED_FROM);
 const SELF_LOST: EventMask =
     EventMask::DELETE_SELF.union(EventMask::MOVE_SELF).union(EventMask::UNMOUNT).union(EventMask::IGNORED);
 
-/// Watches the content directory `root` for as long as `inputs` is open.
-///
-/// It is armed before this returns, if `root` is there: whatever happens to blobs from then on
-/// is reported. Must be called within a tokio runtime.
-pub fn spawn(root: impl Into<PathBuf>, inputs: Sender<Input>) -> JoinHandle<()> {
-    let root = root.into();
-    let armed = Watch::arm(&root);
-    tokio::spawn(watch_forever(root, armed, inputs))
+/// Carries orders to the watch, which ends when the last clone is dropped.
+#[derive(Clone, Debug)]
+pub struct WatchHandle {
+    // One order waits while another is looked at; more would say the same.
+    orders: Sender<bool>,
 }
 
-async fn watch_forever(root: PathBuf, mut armed: io::Result<Watch>, inputs: Sender<Input>) {
-    let mut reported = None;
-    while !inputs.is_closed() {
-        let cause = match armed {
-            Ok(watch) => match watch.run(&inputs).await {
-                Ended::Lost(cause) => cause,
-                Ended::InputsClosed => return,
+impl WatchHandle {
+    /// Carries out [`spegel_core::Output::WatchContent`]; returns at once.
+    pub fn perform(&self, scan: bool) {
+        // Full: an order waits already. Closed: the process ends.
+        let _ = self.orders.try_send(scan);
+    }
+}
+
+/// Has the content directory `root` watched when that is ordered, for as long as `inputs` is open.
+/// Must be called within a tokio runtime.
+pub fn spawn(root: impl Into<PathBuf>, inputs: Sender<Input>) -> WatchHandle {
+    let (orders, received) = channel(1);
+    tokio::spawn(carry_out(root.into(), received, inputs));
+    WatchHandle { orders }
+}
+
+async fn carry_out(root: PathBuf, mut orders: Receiver<bool>, inputs: Sender<Input>) {
+    while let Some(scan) = orders.recv().await {
+        let ended = match Watch::arm(&root) {
+            Ok(watch) => tokio::select! {
+                ended = watch.run(scan, &inputs) => ended,
+                // Orders given while it watches ask for nothing more.
+                () = async { while orders.recv().await.is_some() {} } => return,
             },
-            Err(error) => format!("{} cannot be watched: {error}", root.display()),
+            Err(error) => Ended::Lost(format!("{} cannot be watched: {error}", root.display())),
         };
-        // A directory that stays away is said once, not once a second.
-        if reported.as_ref() != Some(&cause) {
-            warn!(%cause, "content directory is not watched");
-            reported = Some(cause.clone());
-            if inputs.send(Input::WatchLost { cause }).await.is_err() {
-                return;
-            }
-        }
-        sleep(REARM_INTERVAL).await;
-        armed = Watch::arm(&root);
-        if let Ok(watch) = &armed {
-            reported = None;
-            let cause = format!("{} was not watched for a while", root.display());
-            // What a small store has is said at once: on a fresh node this is the first pull, which
-            // should not wait for a listing.
-            let found = watch.scan(&watch.algorithms()).unwrap_or_default();
-            for input in iter::once(Input::WatchLost { cause }).chain(found) {
-                if inputs.send(input).await.is_err() {
-                    return;
-                }
-            }
+        let cause = match ended {
+            Ended::Lost(cause) => cause,
+            Ended::InputsClosed => return,
+        };
+        debug!(%cause, "content directory is not watched");
+        if inputs.send(Input::WatchLost { cause }).await.is_err() {
+            return;
         }
     }
 }
@@ -188,7 +182,14 @@ impl Watch {
         self.places.iter().any(|(_, watched)| *watched == place)
     }
 
-    async fn run(mut self, inputs: &Sender<Input>) -> Ended {
+    async fn run(mut self, scan: bool, inputs: &Sender<Input>) -> Ended {
+        // What cannot be read is left to the listing.
+        let there = if scan { self.scan(&self.algorithms()).unwrap_or_default() } else { Vec::new() };
+        for input in iter::once(Input::ContentWatched).chain(there) {
+            if inputs.send(input).await.is_err() {
+                return Ended::InputsClosed;
+            }
+        }
         loop {
             let event = tokio::select! {
                 event = self.events.next() => event,
@@ -219,7 +220,7 @@ impl Watch {
         if event.mask.contains(EventMask::Q_OVERFLOW) {
             // The watches stay armed, and what happens from here on is queued again.
             let cause = "the kernel's inotify queue overflowed".to_owned();
-            return Ok(vec![Input::WatchLost { cause }]);
+            return Ok(vec![Input::ChangesMissed { cause }]);
         }
         let Some(place) =
             self.places.iter().find(|(descriptor, _)| *descriptor == event.wd).map(|(_, place)| *place)
@@ -263,7 +264,7 @@ impl Watch {
                 };
                 if found.len() == SCAN_BLOBS_MAX {
                     let cause = format!("much content appeared at once in {}", self.root.display());
-                    return Ok(vec![Input::WatchLost { cause }]);
+                    return Ok(vec![Input::ChangesMissed { cause }]);
                 }
                 found.push(input);
             }
@@ -301,16 +302,15 @@ fn blob_input(algorithm: Algorithm, name: &str, mask: EventMask) -> Option<Input
 mod tests {
     use super::*;
 
+    use std::time::Duration;
+
     use tempfile::TempDir;
-    use tokio::{
-        sync::mpsc::{Receiver, channel},
-        time::timeout,
-    };
+    use tokio::time::{sleep, timeout};
 
     #[tokio::test]
     async fn committed_and_collected_blobs_are_reported_in_order() {
         let store = Store::with_blobs();
-        let mut inputs = store.watch(16);
+        let mut inputs = store.watch(16).await;
         let first = store.commit(b"first");
         let second = store.commit(b"second");
         store.collect(&first);
@@ -323,7 +323,7 @@ mod tests {
     #[tokio::test]
     async fn files_that_are_not_blobs_are_ignored() {
         let store = Store::with_blobs();
-        let mut inputs = store.watch(16);
+        let mut inputs = store.watch(16).await;
         let hex = Digest::sha256_of(b"x").hex();
         fs::create_dir(store.path("moved")).unwrap();
         fs::rename(store.path("moved"), store.path("blobs/sha256").join(&hex)).unwrap();
@@ -339,7 +339,7 @@ mod tests {
     #[tokio::test]
     async fn blob_written_in_place_is_not_taken_for_a_commit() {
         let store = Store::with_blobs();
-        let mut inputs = store.watch(16);
+        let mut inputs = store.watch(16).await;
         fs::write(store.path("blobs/sha256").join(Digest::sha256_of(b"x").hex()), "x").unwrap();
         assert_nothing(&mut inputs).await;
     }
@@ -347,7 +347,7 @@ mod tests {
     #[tokio::test]
     async fn first_commit_on_a_fresh_node_is_reported() {
         let store = Store::fresh();
-        let mut inputs = store.watch(16);
+        let mut inputs = store.watch(16).await;
         fs::create_dir(store.path("blobs")).unwrap();
         fs::create_dir(store.path("blobs/sha256")).unwrap();
         let raced = store.commit(b"before the watch sees the directories");
@@ -363,7 +363,7 @@ mod tests {
     #[tokio::test]
     async fn directory_of_another_algorithm_is_picked_up() {
         let store = Store::with_blobs();
-        let mut inputs = store.watch(16);
+        let mut inputs = store.watch(16).await;
         fs::create_dir(store.path("blobs/sha512")).unwrap();
         sleep(Duration::from_millis(50)).await;
         let digest = Digest::from_hex(Algorithm::Sha512, &"5a".repeat(64)).unwrap();
@@ -380,36 +380,49 @@ mod tests {
                 let name = Digest::sha256_of(&i.to_le_bytes()).hex();
                 fs::write(store.path("elsewhere/sha256").join(name), "").unwrap();
             }
-            let mut inputs = store.watch(2 * SCAN_BLOBS_MAX);
+            let mut inputs = store.watch(2 * SCAN_BLOBS_MAX).await;
             fs::rename(store.path("elsewhere"), store.path("blobs")).unwrap();
             let first = next(&mut inputs).await;
-            assert_eq!(matches!(first, Input::WatchLost { .. }), listed, "{first:?}");
+            assert_eq!(matches!(first, Input::ChangesMissed { .. }), listed, "{first:?}");
         }
     }
 
     #[tokio::test]
-    async fn missing_content_directory_is_reported_once_and_again_when_it_is_there() {
+    async fn missing_content_directory_is_reported_each_time_until_it_is_there() {
         let store = Store::fresh();
         fs::remove_dir_all(store.path("")).unwrap();
-        let mut inputs = store.watch(16);
+        let mut inputs = store.ordered(16);
+        for _ in 0..2 {
+            assert!(matches!(next(&mut inputs).await, Input::WatchLost { .. }));
+            assert_nothing(&mut inputs).await;
+            inputs.handle.perform(true);
+        }
         assert!(matches!(next(&mut inputs).await, Input::WatchLost { .. }));
-        sleep(REARM_INTERVAL * 7 / 2).await;
-        assert!(inputs.try_recv().is_err(), "a directory that stays away is said once");
         fs::create_dir_all(store.path("blobs/sha256")).unwrap();
         fs::create_dir_all(store.path("ingest")).unwrap();
         let unseen = store.commit(b"before the watch sees the directory");
-        assert!(matches!(next(&mut inputs).await, Input::WatchLost { .. }));
+        inputs.handle.perform(true);
+        assert_eq!(next(&mut inputs).await, Input::ContentWatched);
         assert_eq!(next(&mut inputs).await, Input::BlobCommitted { digest: unseen });
         let digest = store.commit(b"x");
         assert_eq!(next(&mut inputs).await, Input::BlobCommitted { digest });
     }
 
     #[tokio::test]
-    async fn replaced_directories_are_watched_again() {
+    async fn what_is_there_is_reported_only_if_that_is_wanted() {
+        let store = Store::with_blobs();
+        store.commit(b"there");
+        let mut watch = store.watch(16).await;
+        watch.handle.perform(true);
+        assert_nothing(&mut watch).await;
+    }
+
+    #[tokio::test]
+    async fn replaced_directories_are_watched_again_by_order() {
         for replaced in ["", "blobs", "blobs/sha256"] {
             for moved in [false, true] {
                 let store = Store::with_blobs();
-                let mut inputs = store.watch(16);
+                let mut inputs = store.watch(16).await;
                 if moved {
                     fs::rename(store.path(replaced), store.dir.path().join("away")).unwrap();
                 } else {
@@ -418,10 +431,8 @@ mod tests {
                 fs::create_dir_all(store.path("blobs/sha256")).unwrap();
                 fs::create_dir_all(store.path("ingest")).unwrap();
                 assert!(matches!(next(&mut inputs).await, Input::WatchLost { .. }), "{replaced}: lost");
-                assert!(
-                    matches!(next(&mut inputs).await, Input::WatchLost { .. }),
-                    "{replaced}: armed again"
-                );
+                inputs.handle.perform(true);
+                assert_eq!(next(&mut inputs).await, Input::ContentWatched, "{replaced}: armed again");
                 let digest = store.commit(b"x");
                 assert_eq!(next(&mut inputs).await, Input::BlobCommitted { digest }, "{replaced}");
             }
@@ -432,7 +443,7 @@ mod tests {
     #[tokio::test]
     async fn burst_is_reported_whole_through_a_narrow_channel() {
         let store = Store::with_blobs();
-        let mut inputs = store.watch(1);
+        let mut inputs = store.watch(1).await;
         for i in 0..10_000_u32 {
             store.commit(&i.to_le_bytes());
         }
@@ -447,12 +458,12 @@ mod tests {
         let queued_max: u32 =
             fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap().trim().parse().unwrap();
         let store = Store::with_blobs();
-        let mut inputs = store.watch(16);
+        let mut inputs = store.watch(16).await;
         for i in 0..=queued_max {
             store.commit(&i.to_le_bytes());
         }
         while let input = next(&mut inputs).await
-            && !matches!(input, Input::WatchLost { .. })
+            && !matches!(input, Input::ChangesMissed { .. })
         {
             assert!(matches!(input, Input::BlobCommitted { .. }));
         }
@@ -461,12 +472,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn watch_ends_with_its_listener() {
+    async fn watch_ends_with_its_listener_or_its_last_order() {
         let store = Store::with_blobs();
-        let (sender, receiver) = channel(1);
-        let watch = spawn(store.path(""), sender);
-        drop(receiver);
-        timeout(Duration::from_secs(5), watch).await.unwrap().unwrap();
+        let inputs = store.watch(1).await;
+        let Watched { handle, inputs } = inputs;
+        drop(inputs);
+        timeout(Duration::from_secs(5), handle.orders.closed()).await.unwrap();
+        let Watched { handle, mut inputs } = store.watch(1).await;
+        drop(handle);
+        assert_eq!(timeout(Duration::from_secs(5), inputs.recv()).await.unwrap(), None);
+    }
+
+    struct Watched {
+        handle: WatchHandle,
+        inputs: Receiver<Input>,
     }
 
     struct Store {
@@ -491,10 +510,19 @@ mod tests {
             self.dir.path().join("content").join(below)
         }
 
-        fn watch(&self, capacity: usize) -> Receiver<Input> {
-            let (sender, receiver) = channel(capacity);
-            spawn(self.path(""), sender);
-            receiver
+        /// A watch that was ordered once.
+        fn ordered(&self, capacity: usize) -> Watched {
+            let (sender, inputs) = channel(capacity);
+            let handle = spawn(self.path(""), sender);
+            handle.perform(false);
+            Watched { handle, inputs }
+        }
+
+        /// A watch that is armed.
+        async fn watch(&self, capacity: usize) -> Watched {
+            let mut watched = self.ordered(capacity);
+            assert_eq!(next(&mut watched).await, Input::ContentWatched);
+            watched
         }
 
         fn commit(&self, bytes: &[u8]) -> Digest {
@@ -514,15 +542,15 @@ mod tests {
         }
     }
 
-    async fn next(inputs: &mut Receiver<Input>) -> Input {
-        timeout(Duration::from_secs(10), inputs.recv())
+    async fn next(watched: &mut Watched) -> Input {
+        timeout(Duration::from_secs(10), watched.inputs.recv())
             .await
             .expect("an input in time")
             .expect("the watch runs")
     }
 
-    async fn assert_nothing(inputs: &mut Receiver<Input>) {
-        let input = timeout(Duration::from_millis(200), inputs.recv()).await;
+    async fn assert_nothing(watched: &mut Watched) {
+        let input = timeout(Duration::from_millis(200), watched.inputs.recv()).await;
         assert!(input.is_err(), "{input:?}");
     }
 }

@@ -365,7 +365,7 @@ async fn three_nodes_dial_each_other_at_once() {
 #[tokio::test]
 async fn orders_of_other_adapters_are_handed_back() {
     let a = Node::start().await;
-    assert_eq!(a.handle.perform(Output::List), Some(Output::List));
+    assert_eq!(a.handle.perform(Output::ShutdownComplete), Some(Output::ShutdownComplete));
 }
 
 /// `cargo test --release -p spegel-io -- --ignored --nocapture round_trip`

@@ -14,22 +14,13 @@ use libp2p::{
     tcp, yamux,
 };
 use socket2::{SockRef, TcpKeepalive};
+use spegel_core::{CONNECT_TIMEOUT_MAX, EXCHANGE_TIMEOUT_MAX};
 use tokio::net::TcpStream;
 
 use super::{
     ControlError,
     codec::{Codec, PROTOCOL},
 };
-
-/// Longest that TCP, Noise and Yamux may take to set up a connection. Shorter and a node starved
-/// of CPU cannot be reached; longer and messages wait on an address that swallows packets while
-/// the member's other addresses would do.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Longest life of one stream. The core's deadlines are far shorter and end a stream at once;
-/// this bounds those of peers that open a stream and say nothing. Shorter than the longest
-/// deadline of the core would cut exchanges; longer keeps garbage around.
-pub(super) const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Streams open at once on one connection, both directions together. Fewer and a burst of lookups
 /// to one owner fails; more and one peer makes this node hold more unread messages.
@@ -83,7 +74,7 @@ pub(super) fn swarm(keypair: &Keypair) -> Result<Swarm<Behaviour>, ControlError>
         .with_max_pending_incoming(Some(PENDING_MAX))
         .with_max_pending_outgoing(Some(PENDING_MAX));
     let exchange = request_response::Config::default()
-        .with_request_timeout(STREAM_TIMEOUT)
+        .with_request_timeout(EXCHANGE_TIMEOUT_MAX)
         .with_max_concurrent_streams(STREAMS_MAX);
     let identify = identify::Config::new("spegel/0.1.0".into(), keypair.public())
         .with_agent_version(concat!("spegel-rs/", env!("CARGO_PKG_VERSION")).into())
@@ -114,7 +105,7 @@ fn transport(keypair: &Keypair) -> Result<Boxed<(libp2p::PeerId, StreamMuxerBox)
         .upgrade(Version::V1Lazy)
         .authenticate(noise)
         .multiplex(yamux::Config::default())
-        .timeout(CONNECT_TIMEOUT)
+        .timeout(CONNECT_TIMEOUT_MAX)
         .boxed();
     Ok(transport)
 }

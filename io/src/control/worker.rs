@@ -15,7 +15,7 @@ use libp2p::{
     request_response::{Event, InboundFailure, Message, OutboundFailure, OutboundRequestId, ResponseChannel},
     swarm::{ConnectionId, DialError, SwarmEvent, dial_opts::DialOpts},
 };
-use spegel_core::{ExchangeId, Input, Output, PeerId};
+use spegel_core::{EXCHANGE_TIMEOUT_MAX, ExchangeId, Input, Output, PeerId};
 use tokio::{
     sync::{mpsc, watch},
     time::sleep_until,
@@ -25,7 +25,7 @@ use tracing::{debug, warn};
 use super::{
     addr::{to_core_peer, to_libp2p_peer, to_multiaddr, to_socket_addr},
     codec::{MESSAGE_SIZE_MAX, Request},
-    transport::{Behaviour, BehaviourEvent, STREAM_TIMEOUT},
+    transport::{Behaviour, BehaviourEvent},
 };
 use crate::clock;
 
@@ -243,7 +243,7 @@ impl Worker {
             return;
         }
         let exchange = ExchangeId(self.number());
-        let timer = self.arm(clock::now() + STREAM_TIMEOUT, Due::Answer(exchange));
+        let timer = self.arm(clock::now() + EXCHANGE_TIMEOUT_MAX, Due::Answer(exchange));
         self.received.insert(exchange, Received { channel, timer });
         self.push(Input::MessageReceived { from, exchange, message });
     }

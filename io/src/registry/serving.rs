@@ -73,6 +73,6 @@ mod tests {
         assert!(serving.perform(&Output::StopServingTag { name: name.into() }));
         assert!(serving.perform(&Output::StopServingTag { name: name.into() }));
         assert_eq!((serving.size_of(&digest), serving.digest_of(name)), (None, None));
-        assert!(!serving.perform(&Output::List));
+        assert!(!serving.perform(&Output::ShutdownComplete));
     }
 }

@@ -18,15 +18,11 @@ mod tls;
 use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use spegel_core::{BootstrapAddr, Input};
-use tokio::{net::lookup_host, sync::mpsc, time::timeout};
+use tokio::{net::lookup_host, sync::mpsc};
 
 use crate::control::parse_bootstrap_addr;
 use http::HttpResolver;
 pub use serve::id_router;
-
-/// Longest that one attempt may take. Shorter and a slow DNS server is never heard; longer and a
-/// node that was started too early waits although the next attempt would succeed.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Most addresses taken from one answer. Fewer and a node of a very large cluster only ever sees
 /// the same part of it; more would serve nobody.
@@ -133,24 +129,24 @@ impl Resolver {
         Ok(Self { source: Arc::new(source), router_port: settings.router_port })
     }
 
-    /// Makes one attempt in the background; what comes of it goes to `inputs`.
-    pub fn perform(&self, inputs: mpsc::Sender<Input>) {
+    /// Makes one attempt in the background; what comes of it within `timeout` goes to `inputs`.
+    pub fn perform(&self, timeout: Duration, inputs: mpsc::Sender<Input>) {
         let resolver = self.clone();
         tokio::spawn(async move {
-            let input = resolver.resolve().await;
+            let input = resolver.resolve(timeout).await;
             // The core is gone only when the process ends.
             let _ended = inputs.send(input).await;
         });
     }
 
-    /// Makes one attempt.
-    pub async fn resolve(&self) -> Input {
-        let found = timeout(ATTEMPT_TIMEOUT, self.ask()).await;
+    /// Makes one attempt, which takes no longer than `timeout`.
+    pub async fn resolve(&self, timeout: Duration) -> Input {
+        let found = tokio::time::timeout(timeout, self.ask()).await;
         match found {
             Ok(Ok(addrs)) => Input::BootstrapResolved { addrs: addrs.into_iter().take(ADDRS_MAX).collect() },
             Ok(Err(cause)) => Input::BootstrapFailed { cause },
             Err(_) => {
-                let cause = format!("{}: no answer within {} s", self.name(), ATTEMPT_TIMEOUT.as_secs());
+                let cause = format!("{}: no answer within {timeout:?}", self.name());
                 Input::BootstrapFailed { cause }
             }
         }

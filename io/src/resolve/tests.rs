@@ -19,6 +19,9 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 
+/// Far more than anything here takes on loopback.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
 fn settings(kind: &str) -> ResolverSettings {
     ResolverSettings { kind: kind.into(), router_port: 5001, ..ResolverSettings::default() }
 }
@@ -87,7 +90,7 @@ async fn static_list_is_given_as_it_is() {
     let static_peers = vec![format!("/ip4/10.0.0.2/tcp/5002/p2p/{peer}"), "/ip6/fd00::1/tcp/5001".into()];
     let resolver = Resolver::new(&ResolverSettings { static_peers, ..settings("static") }).unwrap();
     let (inputs, mut received) = mpsc::channel(1);
-    resolver.perform(inputs);
+    resolver.perform(TIMEOUT, inputs);
     let expected = vec![
         BootstrapAddr { addr: "10.0.0.2:5002".parse().unwrap(), peer: Some(peer) },
         BootstrapAddr { addr: "[fd00::1]:5001".parse().unwrap(), peer: None },
@@ -99,10 +102,10 @@ async fn static_list_is_given_as_it_is() {
 async fn names_are_looked_up_as_the_system_does() {
     let resolver =
         Resolver::new(&ResolverSettings { dns_domain: "localhost".into(), ..settings("dns") }).unwrap();
-    assert!(found(resolver.resolve().await).contains(&"127.0.0.1:5001".into()));
+    assert!(found(resolver.resolve(TIMEOUT).await).contains(&"127.0.0.1:5001".into()));
     let resolver =
         Resolver::new(&ResolverSettings { dns_domain: "nobody.invalid".into(), ..settings("dns") }).unwrap();
-    assert!(cause(resolver.resolve().await).starts_with("DNS bootstrap nobody.invalid: "));
+    assert!(cause(resolver.resolve(TIMEOUT).await).starts_with("DNS bootstrap nobody.invalid: "));
 }
 
 #[tokio::test]
@@ -110,24 +113,25 @@ async fn own_answer_is_understood() {
     let (sender, listening) = watch::channel(Vec::new());
     let addr = serve(id_router(PeerId::from_public_key([7; 32]), listening)).await;
     let resolver = http(&format!("http://{addr}/id"), Path::new("")).unwrap();
-    assert!(cause(resolver.resolve().await).contains("no usable address"));
+    assert!(cause(resolver.resolve(TIMEOUT).await).contains("no usable address"));
     sender.send_replace(vec!["10.0.0.1:5001".parse().unwrap(), "[fd00::1]:5001".parse().unwrap()]);
-    assert_eq!(found(resolver.resolve().await), ["10.0.0.1:5001", "[fd00::1]:5001"]);
+    assert_eq!(found(resolver.resolve(TIMEOUT).await), ["10.0.0.1:5001", "[fd00::1]:5001"]);
     let resolver = http(&format!("http://{addr}/other"), Path::new("")).unwrap();
-    assert!(cause(resolver.resolve().await).contains("404"));
+    assert!(cause(resolver.resolve(TIMEOUT).await).contains("404"));
 }
 
 #[tokio::test]
 async fn answers_that_are_too_large_or_no_http_are_refused() {
     let addr = serve(Router::new().route("/id", get(|| async { "x".repeat(64 * 1024 + 1) }))).await;
     assert!(
-        cause(http(&format!("http://{addr}/id"), Path::new("")).unwrap().resolve().await).contains("limit")
+        cause(http(&format!("http://{addr}/id"), Path::new("")).unwrap().resolve(TIMEOUT).await)
+            .contains("limit")
     );
 
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let addr = listener.local_addr().unwrap();
     let resolver = http(&format!("http://{addr}/id"), Path::new("")).unwrap();
-    let (answer, ()) = tokio::join!(resolver.resolve(), async {
+    let (answer, ()) = tokio::join!(resolver.resolve(TIMEOUT), async {
         for bytes in [&b"SSH-2.0\r\n"[..]] {
             let (mut stream, _) = listener.accept().await.unwrap();
             stream.read_u8().await.unwrap();
@@ -135,10 +139,11 @@ async fn answers_that_are_too_large_or_no_http_are_refused() {
         }
     });
     cause(answer);
-    let (answer, ()) = tokio::join!(resolver.resolve(), async { drop(listener.accept().await.unwrap()) });
+    let (answer, ()) =
+        tokio::join!(resolver.resolve(TIMEOUT), async { drop(listener.accept().await.unwrap()) });
     cause(answer);
     drop(listener);
-    assert!(cause(resolver.resolve().await).contains("refused"));
+    assert!(cause(resolver.resolve(TIMEOUT).await).contains("refused"));
 }
 
 const CA: &[u8] = include_bytes!("testdata/ca.crt");
@@ -187,18 +192,18 @@ async fn certificates_are_used_and_wrong_ones_refused() {
 
     // Only what the system trusts: not the test's authority.
     if let Ok(resolver) = http(&url, dir.path()) {
-        cause(resolver.resolve().await);
+        cause(resolver.resolve(TIMEOUT).await);
     }
     put("ca.crt", CA);
     let resolver = http(&url, dir.path()).unwrap();
-    cause(resolver.resolve().await);
+    cause(resolver.resolve(TIMEOUT).await);
     // Certificates are read at each attempt.
     put("tls.crt", CLIENT.0);
     assert!(http(&url, dir.path()).unwrap_err().to_string().contains("tls.key: missing"));
     put("tls.key", CLIENT.1);
-    assert_eq!(found(resolver.resolve().await), ["10.0.0.9:5001"]);
+    assert_eq!(found(resolver.resolve(TIMEOUT).await), ["10.0.0.9:5001"]);
     let other_name = http(&format!("https://127.0.0.2:{}/id", addr.port()), dir.path()).unwrap();
-    cause(other_name.resolve().await);
+    cause(other_name.resolve(TIMEOUT).await);
     for name in ["ca.crt", "tls.crt", "tls.key"] {
         let was = std::fs::read(dir.path().join(name)).unwrap();
         put(name, b"garbage");

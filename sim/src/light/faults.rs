@@ -68,6 +68,11 @@ impl World<'_> {
                 self.tell(node, news);
             }
             Fault::StartContainerd { node } => self.machines[self.index_of(node)].containerd.start(),
+            Fault::HangContainerd { node, pause } => {
+                let node = self.index_of(node);
+                let until = self.now + *pause;
+                self.machines[node].containerd_hangs_until = until;
+            }
             Fault::DeleteImage { node, image } => {
                 let node = self.index_of(node);
                 let news = self.machines[node].containerd.delete_image(image);

@@ -21,6 +21,7 @@ pub(super) struct Machine {
     pub(super) peer: PeerId,
     pub(super) ip: IpAddr,
     pub(super) containerd: Containerd,
+    pub(super) containerd_hangs_until: Duration,
     pub(super) powered: bool,
     /// Counts processes, so that what was meant for an earlier one is not taken for this one's.
     pub(super) life: u64,
@@ -79,6 +80,7 @@ pub(super) fn machine(index: Index, name: &str) -> Machine {
         peer: peer_of(name),
         ip: ip_of(index),
         containerd: Containerd::default(),
+        containerd_hangs_until: Duration::ZERO,
         powered: true,
         life: 0,
         process: None,

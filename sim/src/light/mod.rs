@@ -248,10 +248,8 @@ impl<'a> World<'a> {
                 }
             }
             Event::Containerd { node, life, order } => {
-                if self.machines[node].life == life
-                    && let Some(input) = self.machines[node].containerd.answer(&order)
-                {
-                    self.handle(node, input);
+                if self.machines[node].life == life {
+                    self.ask_containerd(node, order);
                 }
             }
             Event::Resolve { node, life } => {
@@ -390,7 +388,7 @@ impl<'a> World<'a> {
             Output::StopServingContent { digest } => drop(process.sizes.remove(&digest)),
             Output::ServeTag { name, digest } => drop(process.tags.insert(name, digest)),
             Output::StopServingTag { name } => drop(process.tags.remove(&name)),
-            Output::ResolveBootstrap => self.after(DNS_LATENCY, Event::Resolve { node, life }),
+            Output::ResolveBootstrap { .. } => self.after(DNS_LATENCY, Event::Resolve { node, life }),
             Output::Dial { addr, peer, timeout } => self.dial(node, addr, peer, timeout),
             Output::Send { to, addrs, exchange, message, timeout } => {
                 self.send(node, &to, &addrs, exchange, message, timeout);
@@ -422,10 +420,29 @@ impl<'a> World<'a> {
             Output::Notice(notice) => {
                 self.outcome.notices.push((self.now, self.machines[node].name.clone(), notice));
             }
-            Output::ConnectContainerd
-            | Output::List
+            Output::ConnectContainerd { .. }
+            | Output::ProbeContainerd { .. }
+            | Output::List { .. }
             | Output::Inspect { .. }
-            | Output::ReadManifest { .. } => unreachable!("containerd took it"),
+            | Output::ReadManifest { .. }
+            | Output::WatchContent { .. } => unreachable!("containerd took it"),
+        }
+    }
+
+    fn ask_containerd(&mut self, node: Index, order: Output) {
+        let machine = &self.machines[node];
+        let (life, hangs_for) = (machine.life, machine.containerd_hangs_until.saturating_sub(self.now));
+        if hangs_for > Duration::ZERO
+            && let Some((timeout, input)) = Containerd::unanswered(&order)
+        {
+            return if hangs_for < timeout {
+                self.after(hangs_for, Event::Containerd { node, life, order });
+            } else {
+                self.after(timeout, Event::Input { node, life, input });
+            };
+        }
+        if let Some(input) = machine.containerd.answer(&order) {
+            self.handle(node, input);
         }
     }
 

@@ -38,6 +38,8 @@ impl Served {
             Event::Hold(key) => assert!(self.held.insert(*key), "held twice"),
             Event::Release(key) => assert!(self.held.remove(key), "released twice"),
             Event::ConnectContainerd
+            | Event::ProbeContainerd
+            | Event::WatchContent { .. }
             | Event::List
             | Event::Inspect { .. }
             | Event::ReadManifest { .. }
@@ -60,7 +62,15 @@ struct Fixture {
 
 impl Fixture {
     fn new(filters: Filters) -> Self {
-        Self { inventory: Inventory::new(filters, 1), served: Served::default(), now: test_time::start() }
+        let mut inventory = Inventory::new(filters, 1);
+        let now = test_time::start();
+        assert_eq!(
+            inventory.poll_event(),
+            Some(Event::WatchContent { scan: false }),
+            "before anything is asked"
+        );
+        inventory.on_content_watched(now);
+        Self { inventory, served: Served::default(), now }
     }
 
     /// Connected, the first listing ordered.
@@ -79,8 +89,16 @@ impl Fixture {
         f
     }
 
+    /// What is ordered; a containerd that is probed lives.
     fn drain(&mut self) -> Vec<Event> {
-        let events: Vec<_> = std::iter::from_fn(|| self.inventory.poll_event()).collect();
+        let mut events = Vec::new();
+        while let Some(event) = self.inventory.poll_event() {
+            if event == Event::ProbeContainerd {
+                self.inventory.on_probed(self.now);
+            } else {
+                events.push(event);
+            }
+        }
         events.iter().for_each(|event| self.served.apply(event));
         let is_hold = |event: &Event| matches!(event, Event::Hold(_) | Event::Release(_));
         if events.iter().any(is_hold) {
@@ -289,7 +307,7 @@ fn unanswered_inspection_is_asked_again() {
     let mut f = Fixture::listed(Filters::default(), Listing::default());
     f.committed("a");
     let waited = f.skip_until(&inspect("a"));
-    assert!(waited > Duration::from_secs(10) && waited < Duration::from_secs(11), "{waited:?}");
+    assert!(waited > Duration::from_secs(11) && waited < Duration::from_secs(12), "{waited:?}");
 }
 
 #[test]
@@ -372,10 +390,36 @@ fn answer_during_a_listing_is_not_undone_by_it() {
 }
 
 #[test]
-fn lost_watch_is_healed_by_a_listing_soon() {
+fn lost_watch_is_had_again_and_healed_by_a_listing_soon() {
     let mut f = Fixture::listed(Filters::default(), Listing::default());
-    f.inventory.on_watch_lost(f.now, "overflow");
-    f.inventory.on_watch_lost(f.now, "overflow");
+    f.inventory.on_watch_lost(f.now, "removed".to_owned());
+    let notice = Notice::ContentUnwatched { cause: "removed".to_owned() };
+    assert_eq!(f.drain(), [Event::Notice(notice)]);
+    assert!(f.skip_until(&Event::WatchContent { scan: true }) <= Duration::from_millis(250));
+    f.inventory.on_watch_lost(f.now, "still not there".to_owned());
+    assert_eq!(f.drain(), [], "said once");
+    assert!(f.skip_until(&Event::List) <= Duration::from_secs(2), "what changed until it was lost");
+    f.inventory.on_listed(f.now, Listing::default());
+    f.inventory.on_content_watched(f.now);
+    assert_eq!(f.drain(), []);
+    assert!(f.skip_until(&Event::List) <= Duration::from_secs(4), "what changed meanwhile");
+}
+
+#[test]
+fn watch_that_comes_after_a_listing_is_followed_by_another() {
+    let mut inventory = Inventory::new(Filters::default(), 1);
+    let now = test_time::start();
+    inventory.on_connected(now);
+    inventory.on_content_watched(now);
+    inventory.on_listed(now, Listing::default());
+    assert!(inventory.poll_timeout().is_some_and(|at| at <= now + Duration::from_secs(2)));
+}
+
+#[test]
+fn missed_changes_are_healed_by_a_listing_soon() {
+    let mut f = Fixture::listed(Filters::default(), Listing::default());
+    f.inventory.on_changes_missed(f.now, "overflow");
+    f.inventory.on_changes_missed(f.now, "overflow");
     assert_eq!(f.drain(), []);
     let waited = f.skip_until(&Event::List);
     assert!(waited >= Duration::from_secs(1) && waited <= Duration::from_secs(2), "{waited:?}");

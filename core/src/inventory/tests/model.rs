@@ -60,7 +60,7 @@ enum Step {
     Fail {
         nth: usize,
     },
-    WatchLost,
+    ChangesMissed,
     Unreadable {
         blob: usize,
     },
@@ -84,7 +84,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Connect),
         12 => (0..8_usize, any::<bool>()).prop_map(|(nth, is_stale)| Step::Answer { nth, is_stale }),
         1 => (0..8_usize).prop_map(|nth| Step::Fail { nth }),
-        1 => Just(Step::WatchLost),
+        1 => Just(Step::ChangesMissed),
         1 => (0..BLOBS).prop_map(|blob| Step::Unreadable { blob }),
         4 => prop::sample::select(vec![1, 20, 300, 1_500, 61_000]).prop_map(|ms| Step::Wait { ms }),
     ]
@@ -101,7 +101,7 @@ fn told_step() -> impl Strategy<Value = Step> {
         2 => (0..NAMES.len()).prop_map(|name| Step::DeleteImage { name, is_told: true }),
         12 => (0..4_usize, prop::bool::weighted(0.8))
             .prop_map(|(nth, is_stale)| Step::Answer { nth, is_stale }),
-        2 => Just(Step::WatchLost),
+        2 => Just(Step::ChangesMissed),
         6 => prop::sample::select(vec![1, 20, 300, 1_500]).prop_map(|ms| Step::Wait { ms }),
     ]
 }
@@ -223,6 +223,8 @@ impl World {
                 Event::Inspect { digest } => Question::Inspect(digest, Inspection::Absent),
                 Event::ReadManifest { digest } => Question::Read(digest, ManifestRead::Absent),
                 Event::ConnectContainerd
+                | Event::ProbeContainerd
+                | Event::WatchContent { .. }
                 | Event::ServeContent { .. }
                 | Event::StopServingContent { .. }
                 | Event::ServeTag { .. }
@@ -337,7 +339,7 @@ impl World {
             }
             Step::Answer { nth, is_stale } => self.answer(nth, is_stale),
             Step::Fail { nth } => self.fail(nth),
-            Step::WatchLost => self.f.inventory.on_watch_lost(now, "overflow"),
+            Step::ChangesMissed => self.f.inventory.on_changes_missed(now, "overflow"),
             Step::Unreadable { blob } => {
                 self.f.inventory.on_content_unreadable(now, &self.blobs[blob].digest);
             }

@@ -6,27 +6,29 @@ impl World {
     pub(super) fn perform(&mut self, host: usize, output: Output) {
         let life = self.hosts[host].life;
         match output {
-            Output::ConnectContainerd => {
+            Output::ConnectContainerd { .. } => {
                 self.later(host, Event::Input(Input::ContainerdConnected { version: "2.1".to_owned() }));
             }
-            Output::List => {
+            Output::ProbeContainerd { .. } => self.later(host, Event::Input(Input::ContainerdProbed)),
+            Output::WatchContent { .. } => self.later(host, Event::Input(Input::ContentWatched)),
+            Output::List { .. } => {
                 let contents = self.hosts[host].contents.iter().map(listed).collect();
                 let images: Vec<ListedImage> = Vec::new();
                 self.later(host, Event::Input(Input::Listed(Listing { images, contents })));
             }
-            Output::Inspect { digest } => {
+            Output::Inspect { digest, .. } => {
                 let content = self.hosts[host].contents.get_key_value(&digest).map(listed);
                 let outcome = content.map_or(Inspection::Absent, Inspection::Present);
                 self.later(host, Event::Input(Input::Inspected { digest, outcome }));
             }
-            Output::ReadManifest { digest } => {
+            Output::ReadManifest { digest, .. } => {
                 let outcome = ManifestRead::Absent;
                 self.later(host, Event::Input(Input::ManifestRead { digest, outcome }));
             }
             Output::ServeContent { digest, size } => drop(self.hosts[host].serving.insert(digest, size)),
             Output::StopServingContent { digest } => drop(self.hosts[host].serving.remove(&digest)),
             Output::ServeTag { .. } | Output::StopServingTag { .. } | Output::Disconnect { .. } => {}
-            Output::ResolveBootstrap => {
+            Output::ResolveBootstrap { .. } => {
                 let at = |host: &Host| BootstrapAddr { addr: addr(host.ip, 5001), peer: None };
                 let addrs = self.hosts.iter().map(at).collect();
                 self.later(host, Event::Input(Input::BootstrapResolved { addrs }));

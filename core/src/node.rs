@@ -26,7 +26,7 @@ use crate::{
     intercept::{self, Intercept},
     inventory::{self, Inventory},
     membership::{self, Membership},
-    message::{Reply, Request},
+    message::{MessageError, Reply, Request},
     output::EXCHANGE_TIMEOUT_MAX,
     report::Report,
 };
@@ -438,6 +438,8 @@ impl Node {
                 self.membership.on_goodbye(now, from);
                 Reply::Ack
             }
+            // Of a later release: nothing is wrong with it.
+            Err(MessageError::Unsupported { .. }) => Reply::Unsupported,
             Err(error) => {
                 self.note_malformed(now, from, error.to_string());
                 Reply::Unsupported

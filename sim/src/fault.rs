@@ -55,6 +55,11 @@ pub enum Fault {
         /// Seconds ahead of the true time; negative is behind. 0 corrects it.
         ahead_seconds: i64,
     },
+    /// From its next start on the mirror of this node is of a later release. Light driver only.
+    Upgrade {
+        /// The node.
+        node: String,
+    },
     /// Nothing passes between the two groups, silently.
     Partition {
         /// One group.

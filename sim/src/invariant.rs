@@ -168,7 +168,7 @@ impl Watch {
         self.nodes.iter().map(|(name, node)| (name.clone(), node.work)).collect()
     }
 
-    fn broken(&mut self, what: String) {
+    pub(crate) fn broken(&mut self, what: String) {
         self.violation.get_or_insert(what);
     }
 

@@ -92,6 +92,8 @@ pub struct Outcome {
     pub ready: Vec<(String, Duration)>,
     /// What reached the registry.
     pub upstream: UpstreamCounts,
+    /// Requests of a kind that the receiver did not know, and said so.
+    pub unsupported: u64,
     /// What each node said, and when.
     pub notices: Vec<(Duration, String, Notice)>,
     /// What each node did since [`Scenario::quiet_from`].

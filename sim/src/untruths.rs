@@ -14,8 +14,11 @@ use crate::{
 };
 
 /// Every scenario of this file, for replay by name.
-pub(crate) const ALL: &[Named] =
-    &[("clocks_step", clocks_step), ("member_list_is_a_lie", member_list_is_a_lie)];
+pub(crate) const ALL: &[Named] = &[
+    ("clocks_step", clocks_step),
+    ("member_list_is_a_lie", member_list_is_a_lie),
+    ("two_releases_side_by_side", two_releases_side_by_side),
+];
 
 /// Bytes of each layer.
 const LAYER_BYTES: usize = 100_000;
@@ -181,6 +184,78 @@ pub fn member_list_is_a_lie() -> Scenario {
             if work.resolves > ATTEMPTS_PER_HOUR_MAX || work.dials > DIALS_PER_HOUR_MAX {
                 return Err(format!("{node} looked for others too often: {work:?}"));
             }
+        }
+        Ok(())
+    })
+}
+
+// --- releases -------------------------------------------------------------------------------------
+
+/// How many requests of an unknown kind must at least have been answered as such.
+const UNSUPPORTED_MIN: u64 = 20;
+
+/// Half of ten nodes are of a later release, whose messages and records have fields that the others
+/// do not know, who send requests and replies of unknown kinds, and records in unknown states. Each
+/// half finds what the other has; then the other half is upgraded, node by node, while pulls go
+/// on. Nobody is blamed for being newer.
+#[must_use]
+pub fn two_releases_side_by_side() -> Scenario {
+    // Each held by one of the older and one of the later half, for another to pull.
+    let images = ["registry.test/old:1", "registry.test/new:1", "registry.test/both:1"];
+    let mut scenario = Scenario::new("two_releases_side_by_side", seconds(90))
+        .light()
+        .nodes(10)
+        .fault(Duration::ZERO, Fault::CutUpstream);
+    for (n, image) in images.iter().enumerate() {
+        scenario = scenario.image(Image::new(image, 1, LAYER_BYTES, n as u64));
+    }
+    scenario = scenario
+        .preload("n1", images[0])
+        .preload("n10", images[1])
+        .preload("n2", images[2])
+        .preload("n9", images[2]);
+    for n in 6..=10 {
+        scenario = scenario.fault(Duration::ZERO, Fault::Upgrade { node: name(n) });
+    }
+    // Across the halves.
+    for n in 2..=5 {
+        scenario = scenario.pull(seconds(10 + n as u64), &name(n), images[1]);
+    }
+    for n in 6..=9 {
+        scenario = scenario.pull(seconds(10 + n as u64), &name(n), images[0]);
+    }
+    // A rolling upgrade of the older half, with a pull by each half while a node is away and when
+    // it is back.
+    for n in 1..=5 {
+        let (at, other) = (seconds(20 + 10 * n as u64), name(n % 5 + 1));
+        scenario = scenario
+            .fault(at, Fault::Stop { node: name(n) })
+            .fault(at, Fault::Upgrade { node: name(n) })
+            .fault(at + seconds(2), Fault::Start { node: name(n) });
+        if n < 5 && n != 1 {
+            scenario = scenario.pull(at + seconds(1), &other, images[2]);
+        }
+        let later = name(5 + n);
+        if n < 4 {
+            scenario = scenario.pull(at + Duration::from_millis(1500), &later, images[2]);
+        }
+    }
+    scenario.expect(|outcome| {
+        expect_first_tries(outcome, 14, seconds(2))?;
+        for (at, node, notice) in &outcome.notices {
+            let blames = matches!(notice, Notice::MessageMalformed { .. } | Notice::PeerShunned { .. });
+            if blames {
+                return Err(format!("{node} blames another for being newer, at {at:?}: {notice:?}"));
+            }
+        }
+        let downs =
+            outcome.notices.iter().filter(|(_, _, it)| matches!(it, Notice::MemberDown { .. })).count();
+        // Each of five restarts is a departure to nine nodes.
+        if downs > 5 * 9 {
+            return Err(format!("{downs} times somebody was taken for dead, not 45"));
+        }
+        if outcome.unsupported < UNSUPPORTED_MIN {
+            return Err(format!("only {} requests of tomorrow were answered", outcome.unsupported));
         }
         Ok(())
     })

@@ -179,6 +179,7 @@ impl<'a> World<'a> {
             pulls: lock(&self.pulls).clone(),
             ready: lock(&self.ready).clone(),
             upstream: self.upstream.counts(),
+            unsupported: 0,
             notices: shared.map(|node| lock(&node.notices).clone()).unwrap_or_default(),
             work: watch.work(),
             fetches: fetches
@@ -277,7 +278,10 @@ impl<'a> World<'a> {
             Fault::CutUpstream => self.upstream.set_cut(true),
             Fault::RestoreUpstream => self.upstream.set_cut(false),
             Fault::ThrottleUpstream { requests_per_second } => self.upstream.throttle(*requests_per_second),
-            Fault::HangContainerd { .. } | Fault::Suspend { .. } | Fault::StepClock { .. } => {
+            Fault::HangContainerd { .. }
+            | Fault::Suspend { .. }
+            | Fault::StepClock { .. }
+            | Fault::Upgrade { .. } => {
                 return Err(format!("{fault:?} needs the light driver"));
             }
         }

@@ -14,3 +14,8 @@ fn clocks_step() {
 fn member_list_is_a_lie() {
     untruths::member_list_is_a_lie().run_seeds(1..=SEEDS);
 }
+
+#[test]
+fn two_releases_side_by_side() {
+    untruths::two_releases_side_by_side().run_seeds(1..=SEEDS);
+}

@@ -1,6 +1,8 @@
 //! How membership packets travel: CBOR maps with numbered fields, so that two releases can
 //! run side by side. Unknown fields are skipped, missing ones take a default where there is
-//! one. Pure parsing; every length is bounded, nothing received can panic.
+//! one; a record in a state of tomorrow is left out, and so is what follows the records; a
+//! packet of an unknown kind says nothing. Pure parsing; every length is bounded, nothing
+//! received can panic.
 //!
 //! The frame around the maps is foca's: a header, then optionally a big-endian `u16` count
 //! and as many members.
@@ -357,20 +359,28 @@ where
 pub(super) struct Packet {
     pub(super) header: Header<Id>,
     pub(super) updates: Vec<foca::Member<Id>>,
+    /// Whether the bytes had more than is here: foca would refuse them.
+    pub(super) had_more: bool,
 }
 
 impl Packet {
     /// Reads a whole packet.
     pub(super) fn decode(mut bytes: &[u8]) -> Result<Self, CodecError> {
         let header = CborCodec.decode_header(&mut bytes)?;
-        let mut updates = Vec::new();
+        let (mut updates, mut had_more) = (Vec::new(), false);
         if bytes.has_remaining() {
             let count = bytes.try_get_u16().map_err(|_| CodecError::Truncated)?;
             for _ in 0..count {
-                updates.push(CborCodec.decode_member(&mut bytes)?);
+                match CborCodec.decode_member(&mut bytes) {
+                    Ok(update) => updates.push(update),
+                    Err(CodecError::UnknownState(_)) => had_more = true,
+                    Err(error) => return Err(error),
+                }
             }
+            // Records to an introduction are none of its parts: foca refuses it whole.
+            had_more |= bytes.has_remaining() || header.message == Message::Announce;
         }
-        Ok(Self { header, updates })
+        Ok(Self { header, updates, had_more })
     }
 
     /// Writes it as foca does.

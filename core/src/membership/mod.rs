@@ -25,7 +25,7 @@ use foca::{AccumulatingRuntime, Foca, Message, NoCustomBroadcast, OwnedNotificat
 use rand::rngs::ChaCha8Rng;
 
 use self::{
-    codec::{CborCodec, Id, Packet, usable_addrs},
+    codec::{CborCodec, CodecError, Id, Packet, usable_addrs},
     timers::Timers,
 };
 use crate::{Member, PeerId, output::soonest, rng::Rng};
@@ -365,7 +365,15 @@ impl Membership {
         if bytes.len() > PACKET_SIZE_MAX {
             return Err(Malformed);
         }
-        let mut packet = Packet::decode(bytes).map_err(|_| Malformed)?;
+        let mut packet = match Packet::decode(bytes) {
+            Ok(packet) => packet,
+            // Of a later release. As good as lost, which SWIM bears.
+            Err(CodecError::UnknownMessage(_)) => return Ok(()),
+            Err(_) => return Err(Malformed),
+        };
+        if packet.header.message == Message::Announce {
+            packet.updates.clear();
+        }
         let me = self.me().peer;
         let (src, dst) = (packet.header.src.0.clone(), packet.header.dst.0.clone());
         // A peer cannot speak for another, nor this node to itself.
@@ -381,7 +389,7 @@ impl Membership {
         }
 
         let hearsay_max = self.born_as.saturating_add(HEARSAY_LEAD_MAX);
-        let mut changed = false;
+        let mut changed = packet.had_more;
         packet.updates.retain(|update| {
             let keeps = update.id().0.generation <= hearsay_max;
             changed |= !keeps;

@@ -477,7 +477,7 @@ fn lossy_links_make_no_flapping() {
 
 fn packet(from: Member, to: Member, message: Message<Id>, updates: Vec<foca::Member<Id>>) -> Vec<u8> {
     let header = foca::Header { src: Id(from), src_incarnation: 0, dst: Id(to), message };
-    Packet { header, updates }.encode().expect("fits")
+    Packet { header, updates, had_more: false }.encode().expect("fits")
 }
 
 #[test]
@@ -672,6 +672,51 @@ fn unknown_fields_are_tolerated() {
     assert_eq!(*known.addrs, [IpAddr::from([10, 0, 0, 1])]);
     assert_eq!((known.router_port, known.registry_port), (5001, 0));
     assert_eq!(known.zone.map(|zone| zone.as_str().len()), Some(Zone::LENGTH_MAX));
+}
+
+/// What a later release adds around what is known: a record in an unknown state, bytes after the
+/// records, records to an introduction, a kind of packet.
+#[test]
+fn what_is_unknown_in_a_packet_does_not_spoil_the_rest() {
+    let now = crate::test_time::start();
+    let record = |number, state: u8| {
+        let mut bytes = Vec::new();
+        let mut e = Encoder::new(&mut bytes);
+        let encoded = (|| {
+            e.map(2)?.u8(0)?.map(2)?.u8(0)?.bytes(peer(number).public_key())?.u8(1)?.u64(5)?;
+            e.u8(2)?.u8(state)?;
+            Ok::<_, minicbor::encode::Error<std::convert::Infallible>>(())
+        })();
+        encoded.expect("writes to memory");
+        bytes
+    };
+    let with = |message, records: &[Vec<u8>], after: &[u8]| {
+        let mut bytes = packet(member(1, 5), member(0, 5), message, vec![]);
+        bytes.extend((records.len() as u16).to_be_bytes());
+        bytes.extend(records.concat());
+        bytes.extend(after);
+        bytes
+    };
+    let mut node = Membership::new(member(0, 5), 1);
+    let bytes = with(Message::Gossip, &[record(2, 1), record(3, 9), record(4, 1)], b"tomorrow");
+    node.on_message(now, peer(1), &bytes).expect("is well formed");
+    let known: BTreeSet<_> = node.members().map(|known| known.peer).collect();
+    assert_eq!(known, BTreeSet::from([peer(1), peer(2), peer(4)]));
+
+    let mut node = Membership::new(member(0, 5), 1);
+    let bytes = with(Message::Announce, &[record(2, 1)], b"");
+    assert!(node.on_message(now, peer(1), &bytes).is_ok_and(|reply| reply.is_some()));
+    assert_eq!(node.len(), 1);
+
+    let mut node = Membership::new(member(0, 5), 1);
+    let mut bytes = packet(member(1, 5), member(0, 5), Message::Gossip, vec![]);
+    // The kind is the last but two of the header: its probe number is 0.
+    let kind = bytes.iter().rposition(|byte| *byte == 9).expect("gossip is of kind 9");
+    bytes[kind] = 19;
+    assert_eq!(node.on_message(now, peer(1), &bytes), Ok(None));
+    assert_eq!(node.len(), 0);
+    bytes.truncate(bytes.len() - 1);
+    assert_eq!(node.on_message(now, peer(1), &bytes), Err(Malformed), "cut off is not newer");
 }
 
 #[test]

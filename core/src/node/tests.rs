@@ -267,6 +267,17 @@ fn nonsense_is_answered_each_time_and_mentioned_once_a_minute() {
 }
 
 #[test]
+fn request_of_a_later_release_is_answered_and_not_called_nonsense() {
+    let (now, mut node) = alone();
+    let exchange = ExchangeId(1);
+    // Kind 77 of this version, and kind 1 of version 2.
+    for message in [vec![0xa3, 0, 1, 1, 0x18, 77, 2, 0x41, 0xa0], vec![0xa3, 0, 2, 1, 1, 2, 0x41, 0xa0]] {
+        node.handle(now, Input::MessageReceived { from: peer(1), exchange, message });
+        assert_eq!(outputs(&mut node), [Output::Reply { exchange, message: Reply::Unsupported.encode() }]);
+    }
+}
+
+#[test]
 fn with_too_many_messages_unanswered_further_ones_fail_at_once() {
     let mut world = World::settled(1, 8);
     let now = world.now;

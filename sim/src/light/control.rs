@@ -2,12 +2,22 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use spegel_core::{ExchangeId, Input, PeerId};
+use spegel_core::{ExchangeId, Input, MessageError, PeerId, Reply};
 
-use super::{Event, Index, Reach, World, names::Target};
+use super::{Event, Index, Reach, World, later, names::Target};
 
 /// Why a dial failed whose address is another's.
 const ANOTHER_PEER: &str = "another peer answered";
+
+/// Of a hundred requests of a later release so many are followed by one of a kind that this one
+/// does not know, and of a hundred replies so many are replaced by one.
+const UNKNOWN_PERCENT: u8 = 3;
+
+/// How long before the end of a scenario the last reply is of an unknown kind.
+const UNKNOWN_REPLIES_END: Duration = Duration::from_secs(15);
+
+/// Exchanges of requests of unknown kinds have numbers that no core has got to.
+const UNKNOWN_EXCHANGES: u64 = 1 << 63;
 
 impl World<'_> {
     pub(super) fn dial(
@@ -70,6 +80,16 @@ impl World<'_> {
         }
         self.after(timeout, Event::SendTimeout { node, life, exchange });
         let Some(to) = self.by_peer.get(to).copied().filter(|_| !addrs.is_empty()) else { return };
+        let mut message = message;
+        if self.machines[node].is_later {
+            message = later::request(&message, &mut self.rng);
+            if self.percent(UNKNOWN_PERCENT) {
+                let message = later::unknown(&mut self.rng);
+                let exchange = ExchangeId(UNKNOWN_EXCHANGES | exchange.0);
+                let delay = self.latency();
+                self.after(delay, Event::Request { from: node, life, to, exchange, message });
+            }
+        }
         for delay in self.travels() {
             let message = message.clone();
             self.after(delay, Event::Request { from: node, life, to, exchange, message });
@@ -110,6 +130,16 @@ impl World<'_> {
         let Some((to, life, exchange)) = process.and_then(|process| process.inbound.remove(&exchange)) else {
             return;
         };
+        let mut message = message;
+        if self.machines[node].is_later {
+            // What got no answer is said again soon: time for that must be left at the end.
+            let may_be_unknown = self.now + UNKNOWN_REPLIES_END < self.plan.ends_at;
+            message = if may_be_unknown && self.percent(UNKNOWN_PERCENT) {
+                later::unknown(&mut self.rng)
+            } else {
+                later::reply(&message, &mut self.rng)
+            };
+        }
         for delay in self.travels() {
             let message = message.clone();
             self.after(delay, Event::Reply { from: node, to, life, exchange, message });
@@ -127,9 +157,25 @@ impl World<'_> {
         if self.machines[to].life != life || matches!(self.reach(from, to), Reach::Silent) {
             return;
         }
+        if exchange.0 & UNKNOWN_EXCHANGES != 0 {
+            return self.judge_unsupported(from, &message);
+        }
         let process = self.machines[to].process.as_mut();
         if process.is_some_and(|process| process.waiting.remove(&exchange)) {
             self.handle(to, Input::ReplyReceived { exchange, message });
+        }
+    }
+
+    /// The answer to a request of a kind that the receiver cannot know.
+    fn judge_unsupported(&mut self, from: Index, reply: &[u8]) {
+        match Reply::decode(reply) {
+            Ok(Reply::Unsupported) => self.outcome.unsupported += 1,
+            // The receiver is of a later release itself, and answers in its own way.
+            Err(MessageError::Unsupported { .. }) => {}
+            other => {
+                let name = &self.machines[from].name;
+                self.watch.broken(format!("{name} answers a request of tomorrow by {other:?}"));
+            }
         }
     }
 

@@ -32,6 +32,10 @@ impl World<'_> {
                 machine.slept += *pause;
                 self.freeze(node, *pause);
             }
+            Fault::Upgrade { node } => {
+                let node = self.index_of(node);
+                self.machines[node].is_upgraded = true;
+            }
             Fault::StepClock { node, ahead_seconds } => {
                 let node = self.index_of(node);
                 self.machines[node].ahead_seconds = *ahead_seconds;

@@ -31,6 +31,9 @@ pub(super) struct Machine {
     pub(super) asleep_until: Duration,
     /// How long it has slept in all: its monotonic clock is behind by so much.
     pub(super) slept: Duration,
+    /// Whether its mirror, and the next one that starts, is of a later release.
+    pub(super) is_later: bool,
+    pub(super) is_upgraded: bool,
     /// How far its wall clock is ahead.
     pub(super) ahead_seconds: i64,
     pub(super) stopping: bool,
@@ -87,6 +90,8 @@ pub(super) fn machine(index: Index, name: &str) -> Machine {
         frozen_until: Duration::ZERO,
         asleep_until: Duration::ZERO,
         slept: Duration::ZERO,
+        is_later: false,
+        is_upgraded: false,
         ahead_seconds: 0,
         stopping: false,
         corrupt: false,

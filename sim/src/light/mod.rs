@@ -8,6 +8,7 @@
 mod control;
 mod event;
 mod faults;
+mod later;
 mod machine;
 mod names;
 mod pull;
@@ -90,6 +91,7 @@ struct World<'a> {
 struct Counts {
     pulls: Vec<Pulled>,
     ready: Vec<(String, Duration)>,
+    unsupported: u64,
     notices: Vec<(Duration, String, Notice)>,
     fetches: Vec<(Duration, String)>,
 }
@@ -198,6 +200,7 @@ impl<'a> World<'a> {
             pulls: self.outcome.pulls,
             ready: self.outcome.ready,
             upstream: self.upstream.counts(),
+            unsupported: self.outcome.unsupported,
             notices: self.outcome.notices,
             work: self.watch.work(),
             fetches: self.outcome.fetches,
@@ -292,6 +295,7 @@ impl<'a> World<'a> {
         }
         machine.powered = true;
         machine.stopping = false;
+        machine.is_later = machine.is_upgraded;
         machine.life += 1;
         // Each process draws other numbers than the one before.
         let seed = node_seed(seed.wrapping_add(machine.life << 32), &machine.name);

@@ -2,12 +2,8 @@
 
 use std::{net::SocketAddr, time::Instant};
 
-use super::Candidate;
-use crate::{
-    Member, PeerId,
-    health::{Health, Rank},
-    rng::Rng,
-};
+use super::{Candidate, verify::Verify};
+use crate::{Member, PeerId, health::Health, rng::Rng};
 
 #[derive(Debug)]
 pub(super) struct Holder {
@@ -64,10 +60,11 @@ impl Holder {
         addr
     }
 
-    /// Who was already found wanting in this pull comes after the others, but before a peer that
-    /// is shunned and due for a probe.
-    pub(super) fn rank(&self, now: Instant, health: &Health) -> Option<(bool, bool, Rank, u64)> {
+    /// Who was already found wanting in this pull, or may have sent wrong content, comes after the
+    /// others, but before a peer that is shunned and due for a probe.
+    pub(super) fn rank(&self, now: Instant, health: &Health, verify: &Verify) -> Option<impl Ord + use<>> {
         let rank = health.rank(now, &self.peer, self.same_zone)?;
-        Some((rank.probe, self.interrupted || self.left_slow, rank, self.tie))
+        let wanting = self.interrupted || self.left_slow;
+        Some((rank.probe, wanting, verify.is_suspect(now, &self.peer), rank, self.tie))
     }
 }

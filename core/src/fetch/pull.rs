@@ -255,7 +255,8 @@ impl Pull {
     fn next(&self, cx: &Context<'_>) -> Option<usize> {
         let asked = |index: usize| self.attempts.values().any(|attempt| attempt.holder == index);
         let usable = |(_, holder): &(usize, &Holder)| !holder.failed;
-        let rank = |(index, holder): (usize, &Holder)| Some((holder.rank(cx.now, cx.health)?, index));
+        let rank =
+            |(index, holder): (usize, &Holder)| Some((holder.rank(cx.now, cx.health, cx.verify)?, index));
         let holders = self.holders.iter().enumerate().filter(usable);
         let best = holders.clone().filter(|(index, _)| !asked(*index)).filter_map(rank).min();
         let further =

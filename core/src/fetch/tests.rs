@@ -3,6 +3,7 @@ use super::{
         ANSWER_DEADLINE, BLOB_ANSWER_DEADLINE, CHECKED_BYTES_MAX, LAUNCHES_MAX, REPORT_INTERVAL,
         RESUME_LOOKUP_MAX, RESUME_MAX, SILENCE_MAX, STALL_MAX,
     },
+    verify::APPEARS_WITHIN,
     *,
 };
 use crate::{
@@ -649,6 +650,32 @@ fn content_asked_for_again_makes_its_only_sender_avoided() {
     assert_eq!(node.fetches().iter().map(|f| f.peer).collect::<Vec<_>>(), [peer(2)]);
     assert_eq!(node.rank(1), None);
     assert!(matches!(node.health.poll_event(), Some(Notice::PeerShunned { reason: "wrong_content", .. })));
+}
+
+/// On containerd itself a second try of a pull failed again by other layers of the same peer.
+#[test]
+fn sender_of_content_that_does_not_appear_is_asked_last_for_other_content() {
+    let other = Digest::sha256_of(b"another layer");
+    let first_asked = |waited: Duration| {
+        let mut asked = BTreeSet::new();
+        for seed in 0..32 {
+            let mut node = Node::new();
+            node.fetch = Fetch::new(seed, own(), 3);
+            node.flow(1, &[1]);
+            node.complete(1, 0, BLOB);
+            node.advance(waited);
+            node.drain();
+            let (pull, key) = (PullId(2), Key::of_digest(&other));
+            node.fetch.on_requested(node.now, pull, key, Some(other), PullKind::Blob, true, &mut node.health);
+            node.holders(2, vec![candidate(1), candidate(2)]);
+            asked.insert(node.fetches()[0].peer);
+            node.fail(2, 0, FetchError::Connect);
+            assert_eq!(node.fetches().len(), 1, "a suspect is still asked for want of another");
+        }
+        asked
+    };
+    assert_eq!(first_asked(APPEARS_WITHIN - TICK), BTreeSet::from([peer(1), peer(2)]));
+    assert_eq!(first_asked(APPEARS_WITHIN), BTreeSet::from([peer(2)]));
 }
 
 #[test]

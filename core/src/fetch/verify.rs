@@ -21,6 +21,13 @@ pub(crate) const PENDING_MAX: usize = 1024;
 /// the peer.
 pub(crate) const PENDING_TTL: Duration = Duration::from_secs(60);
 
+/// How soon a delivery should be local content. From then on those who sent it are asked last for
+/// anything else: containerd fetches several layers at once and asks again in any order, so that a
+/// pull tried again would meet other layers of the same hostile peer before it proves it wrong.
+/// Shorter and a node whose disk is busy passes over good peers; as long as kubelet's pause before
+/// its next try (10 s) and that fails, too.
+pub(crate) const APPEARS_WITHIN: Duration = Duration::from_secs(5);
+
 /// Most pairs of digest and peer kept apart; beyond, the oldest is forgotten. Fewer and a peer
 /// with many bad blobs is asked for them again; more costs memory only.
 pub(crate) const EXCLUDED_MAX: usize = 1024;
@@ -70,6 +77,16 @@ impl Verify {
             self.exclude(now, *digest, *peer);
         }
         suspects
+    }
+
+    /// Whether something `peer` delivered should be local content for a while, and is not. It need
+    /// not be wrong: a client may have thrown it away.
+    pub(super) fn is_suspect(&self, now: Instant, peer: &PeerId) -> bool {
+        let is_late = |delivery: &&Delivery| {
+            let age = now.saturating_duration_since(delivery.at);
+            (APPEARS_WITHIN..PENDING_TTL).contains(&age)
+        };
+        self.pending.values().filter(is_late).any(|delivery| delivery.from.contains(peer))
     }
 
     /// Whether `peer` must not be asked for `digest`.
@@ -133,6 +150,20 @@ mod tests {
         verify.on_delivered(now, digest(1), BTreeSet::from([peer(1)]));
         assert!(verify.on_requested(now + PENDING_TTL, &digest(1)).is_empty());
         assert!(!verify.is_excluded(now, &digest(1), &peer(1)));
+    }
+
+    #[test]
+    fn delivery_that_does_not_appear_in_time_makes_suspects_until_it_does_or_is_forgotten() {
+        let now = test_time::start();
+        let mut verify = Verify::default();
+        verify.on_delivered(now, digest(1), BTreeSet::from([peer(1), peer(2)]));
+        assert!(!verify.is_suspect(now + APPEARS_WITHIN - TICK, &peer(1)));
+        assert!(verify.is_suspect(now + APPEARS_WITHIN, &peer(1)));
+        assert!(verify.is_suspect(now + PENDING_TTL - TICK, &peer(2)));
+        assert!(!verify.is_suspect(now + PENDING_TTL, &peer(1)));
+        assert!(!verify.is_suspect(now + APPEARS_WITHIN, &peer(3)));
+        verify.on_appeared(&digest(1));
+        assert!(!verify.is_suspect(now + APPEARS_WITHIN, &peer(1)));
     }
 
     #[test]

@@ -65,6 +65,6 @@ impl Holder {
     pub(super) fn rank(&self, now: Instant, health: &Health, verify: &Verify) -> Option<impl Ord + use<>> {
         let rank = health.rank(now, &self.peer, self.same_zone)?;
         let wanting = self.interrupted || self.left_slow;
-        Some((rank.probe, wanting, verify.is_suspect(now, &self.peer), rank, self.tie))
+        Some((rank.probe, wanting, verify.doubts(now, &self.peer), rank, self.tie))
     }
 }

@@ -131,12 +131,8 @@ impl Fetch {
         // Only the whole of something can have been checked against its digest.
         let verifiable = digest.filter(|_| whole && kind != PullKind::Head);
         if let Some(digest) = verifiable {
-            let suspects = self.verify.on_requested(now, &digest);
-            // Of several, who sent the wrong part is anyone's guess: they are kept from this
-            // digest, but not judged.
-            if let (1, Some(peer)) = (suspects.len(), suspects.first()) {
-                health.on_wrong_content(now, *peer, digest);
-            }
+            self.verify.on_requested(now, &digest);
+            self.name_culprits(now, health);
         }
         self.pulls.insert(pull, Pull::new(now, pull, key, digest, kind, verifiable.is_some()));
         self.events.push_back(Event::Lookup { pull, key });
@@ -214,6 +210,13 @@ impl Fetch {
     pub(crate) fn on_content_appeared(&mut self, now: Instant, digest: &Digest, health: &mut Health) {
         for peer in self.verify.on_appeared(digest) {
             health.on_verified(now, peer);
+        }
+        self.name_culprits(now, health);
+    }
+
+    fn name_culprits(&mut self, now: Instant, health: &mut Health) {
+        while let Some((digest, peer)) = self.verify.next_culprit(now) {
+            health.on_wrong_content(now, peer, digest);
         }
     }
 

@@ -2,8 +2,13 @@
 //!
 //! Only containerd checks digests, and it says nothing when one does not match; it asks again.
 //! So what was delivered is kept in mind until the inventory gains it. If it is asked for anew
-//! before that, those who sent it are not asked for that digest again for a while. Never judges
-//! a peer as a whole: [`crate::health`] does.
+//! before that, those who sent it are not asked for that digest again for a while.
+//!
+//! But containerd gives up all layers of a pull when one of them is wrong, also those that good
+//! peers have just delivered. As long as deliveries of several peers are missing it is only
+//! doubted who sent the wrong one, and who is doubted more is asked later. When what the others
+//! deliver does become local content, the one that is left is named. Never judges a peer as a
+//! whole: [`crate::health`] does.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,10 +26,9 @@ pub(crate) const PENDING_MAX: usize = 1024;
 /// the peer.
 pub(crate) const PENDING_TTL: Duration = Duration::from_secs(60);
 
-/// How soon a delivery should be local content. From then on those who sent it are asked last for
-/// anything else: containerd fetches several layers at once and asks again in any order, so that a
-/// pull tried again would meet other layers of the same hostile peer before it proves it wrong.
-/// Shorter and a node whose disk is busy passes over good peers; as long as kubelet's pause before
+/// How soon a delivery should be local content. From then on those who sent it are doubted:
+/// containerd fetches several layers at once and asks again in any order, so that a pull tried
+/// again would meet other layers of the same hostile peer before it proves it wrong. Shorter and a node whose disk is busy passes over good peers; as long as kubelet's pause before
 /// its next try (10 s) and that fails, too.
 pub(crate) const APPEARS_WITHIN: Duration = Duration::from_secs(5);
 
@@ -36,10 +40,21 @@ pub(crate) const EXCLUDED_MAX: usize = 1024;
 /// retries of one pod hit it again; longer and an unjust suspicion costs a holder for that long.
 pub(crate) const EXCLUDED_TTL: Duration = Duration::from_secs(600);
 
+/// How long a peer is doubted for a delivery that was asked for again while those of other peers
+/// were missing, too. Shorter and kubelet's next tries find it forgotten; longer and a peer whose
+/// deliveries were thrown away with a cancelled pull is passed over for that long.
+pub(crate) const DOUBT_TTL: Duration = Duration::from_secs(60);
+
+/// Most doubts kept; beyond, the oldest is forgotten. Fewer and one of many bad layers goes
+/// unpunished; more costs memory only.
+pub(crate) const DOUBTS_MAX: usize = 1024;
+
 /// What was delivered and what became of it.
 #[derive(Debug, Default)]
 pub(super) struct Verify {
     pending: BTreeMap<Digest, Delivery>,
+    /// Delivered, and asked for again while others were not proven right: until when.
+    doubts: BTreeMap<(Digest, PeerId), Instant>,
     /// Until when.
     excluded: BTreeMap<(Digest, PeerId), Instant>,
 }
@@ -53,7 +68,7 @@ struct Delivery {
 impl Verify {
     /// All of `digest` went to the client, out of the hands of `from`.
     pub(super) fn on_delivered(&mut self, now: Instant, digest: Digest, from: BTreeSet<PeerId>) {
-        self.pending.retain(|_, delivery| now.saturating_duration_since(delivery.at) < PENDING_TTL);
+        self.pending.retain(|_, delivery| is_recent(now, delivery));
         if self.pending.len() >= PENDING_MAX && !self.pending.contains_key(&digest) {
             let oldest = self.pending.iter().min_by_key(|(_, delivery)| delivery.at);
             if let Some(oldest) = oldest.map(|(digest, _)| *digest) {
@@ -65,28 +80,55 @@ impl Verify {
 
     /// `digest` became local content. Says who delivered it.
     pub(super) fn on_appeared(&mut self, digest: &Digest) -> BTreeSet<PeerId> {
-        self.pending.remove(digest).map(|delivery| delivery.from).unwrap_or_default()
-    }
-
-    /// All of `digest` is asked for (again). Says who delivered it in vain.
-    pub(super) fn on_requested(&mut self, now: Instant, digest: &Digest) -> BTreeSet<PeerId> {
-        let delivery = self.pending.remove(digest);
-        let recent = delivery.filter(|delivery| now.saturating_duration_since(delivery.at) < PENDING_TTL);
-        let suspects = recent.map(|delivery| delivery.from).unwrap_or_default();
-        for peer in &suspects {
-            self.exclude(now, *digest, *peer);
+        let from = self.pending.remove(digest).map(|delivery| delivery.from).unwrap_or_default();
+        for peer in &from {
+            self.doubts.remove(&(*digest, *peer));
         }
-        suspects
+        from
     }
 
-    /// Whether something `peer` delivered should be local content for a while, and is not. It need
-    /// not be wrong: a client may have thrown it away.
-    pub(super) fn is_suspect(&self, now: Instant, peer: &PeerId) -> bool {
-        let is_late = |delivery: &&Delivery| {
-            let age = now.saturating_duration_since(delivery.at);
-            (APPEARS_WITHIN..PENDING_TTL).contains(&age)
-        };
-        self.pending.values().filter(is_late).any(|delivery| delivery.from.contains(peer))
+    /// All of `digest` is asked for (again): those who delivered it are kept from it if they must
+    /// have done so wrongly, or doubted. [`Verify::next_culprit`] may know more from now on.
+    pub(super) fn on_requested(&mut self, now: Instant, digest: &Digest) {
+        let delivery = self.pending.remove(digest);
+        let recent = delivery.filter(|delivery| is_recent(now, delivery));
+        let suspects = recent.map(|delivery| delivery.from).unwrap_or_default();
+        if let (1, Some(peer)) = (suspects.len(), suspects.first()) {
+            insert_bounded(&mut self.doubts, now, (*digest, *peer), now + DOUBT_TTL, DOUBTS_MAX);
+            return;
+        }
+        // Who of several sent the wrong part is anyone's guess: they are kept from this digest,
+        // but not judged.
+        for peer in suspects {
+            self.exclude(now, *digest, peer);
+        }
+    }
+
+    /// The next digest that `peer` must have delivered wrongly, because nobody else is missing
+    /// anything. It is not asked for that digest again for a while.
+    pub(super) fn next_culprit(&mut self, now: Instant) -> Option<(Digest, PeerId)> {
+        self.doubts.retain(|_, until| *until > now);
+        let (digest, peer) = *self.doubts.keys().next()?;
+        let only = BTreeSet::from([peer]);
+        let others_doubted = self.doubts.keys().any(|(_, other)| *other != peer);
+        let mut pending = self.pending.values().filter(|delivery| is_recent(now, delivery));
+        if others_doubted || pending.any(|delivery| delivery.from != only) {
+            return None;
+        }
+        self.doubts.remove(&(digest, peer));
+        self.exclude(now, digest, peer);
+        Some((digest, peer))
+    }
+
+    /// How many deliveries of `peer` should be local content and are not. They need not be wrong:
+    /// a client may have thrown them away.
+    pub(super) fn doubts(&self, now: Instant, peer: &PeerId) -> usize {
+        let late = self.pending.values().filter(|delivery| {
+            let is_late = now.saturating_duration_since(delivery.at) >= APPEARS_WITHIN;
+            is_late && is_recent(now, delivery) && delivery.from.contains(peer)
+        });
+        let doubted = self.doubts.iter().filter(|((_, doubted), until)| doubted == peer && **until > now);
+        late.count() + doubted.count()
     }
 
     /// Whether `peer` must not be asked for `digest`.
@@ -96,15 +138,30 @@ impl Verify {
 
     /// Keeps `peer` from being asked for `digest` for a while.
     pub(super) fn exclude(&mut self, now: Instant, digest: Digest, peer: PeerId) {
-        self.excluded.retain(|_, until| *until > now);
-        if self.excluded.len() >= EXCLUDED_MAX {
-            let oldest = self.excluded.iter().min_by_key(|(_, until)| **until).map(|(pair, _)| *pair);
-            if let Some(oldest) = oldest {
-                self.excluded.remove(&oldest);
-            }
-        }
-        self.excluded.insert((digest, peer), now + EXCLUDED_TTL);
+        insert_bounded(&mut self.excluded, now, (digest, peer), now + EXCLUDED_TTL, EXCLUDED_MAX);
     }
+}
+
+fn is_recent(now: Instant, delivery: &Delivery) -> bool {
+    now.saturating_duration_since(delivery.at) < PENDING_TTL
+}
+
+/// Drops what has expired, and then the oldest, to make room.
+fn insert_bounded(
+    table: &mut BTreeMap<(Digest, PeerId), Instant>,
+    now: Instant,
+    key: (Digest, PeerId),
+    until: Instant,
+    most: usize,
+) {
+    table.retain(|_, until| *until > now);
+    if table.len() >= most {
+        let oldest = table.iter().min_by_key(|(_, until)| **until).map(|(key, _)| *key);
+        if let Some(oldest) = oldest {
+            table.remove(&oldest);
+        }
+    }
+    table.insert(key, until);
 }
 
 #[cfg(test)]
@@ -124,20 +181,75 @@ mod tests {
         Digest::sha256_of(&number.to_be_bytes())
     }
 
+    fn culprits(verify: &mut Verify, now: Instant) -> Vec<(Digest, PeerId)> {
+        std::iter::from_fn(|| verify.next_culprit(now)).collect()
+    }
+
     #[test]
-    fn asking_again_makes_suspects_of_those_who_delivered() {
+    fn asking_again_makes_a_culprit_of_who_delivered() {
         let now = test_time::start();
         let mut verify = Verify::default();
-        assert!(verify.on_requested(now, &digest(1)).is_empty());
-        let from = BTreeSet::from([peer(1), peer(2)]);
-        verify.on_delivered(now, digest(1), from.clone());
-        assert!(verify.on_requested(now, &digest(2)).is_empty());
-        assert_eq!(verify.on_requested(now + PENDING_TTL - TICK, &digest(1)), from);
-        assert!(verify.on_requested(now + PENDING_TTL - TICK, &digest(1)).is_empty(), "said once");
-        let until = now + PENDING_TTL - TICK + EXCLUDED_TTL;
+        verify.on_requested(now, &digest(1));
+        verify.on_delivered(now, digest(1), BTreeSet::from([peer(1)]));
+        verify.on_requested(now, &digest(2));
+        assert!(culprits(&mut verify, now).is_empty());
+        let asked_again = now + PENDING_TTL - TICK;
+        verify.on_requested(asked_again, &digest(1));
+        assert_eq!(culprits(&mut verify, asked_again), [(digest(1), peer(1))]);
+        verify.on_requested(asked_again, &digest(1));
+        assert!(culprits(&mut verify, asked_again).is_empty(), "said once");
+        let until = asked_again + EXCLUDED_TTL;
         assert!(verify.is_excluded(until - TICK, &digest(1), &peer(1)));
         assert!(!verify.is_excluded(until, &digest(1), &peer(1)));
         assert!(!verify.is_excluded(now, &digest(2), &peer(1)));
+    }
+
+    #[test]
+    fn several_who_delivered_one_digest_are_kept_from_it_and_not_named() {
+        let now = test_time::start();
+        let mut verify = Verify::default();
+        verify.on_delivered(now, digest(1), BTreeSet::from([peer(1), peer(2)]));
+        verify.on_requested(now, &digest(1));
+        assert!(culprits(&mut verify, now).is_empty());
+        assert!([1, 2].into_iter().all(|number| verify.is_excluded(now, &digest(1), &peer(number))));
+    }
+
+    #[test]
+    fn culprit_is_named_once_what_the_others_delivered_has_appeared() {
+        let now = test_time::start();
+        let mut verify = Verify::default();
+        for (number, from) in [(1, 1), (2, 1), (3, 2)] {
+            verify.on_delivered(now, digest(number), BTreeSet::from([peer(from)]));
+        }
+        let retry = now + APPEARS_WITHIN;
+        for number in [3, 1, 2] {
+            verify.on_requested(retry, &digest(number));
+            assert!(culprits(&mut verify, retry).is_empty(), "either peer may have sent the wrong one");
+        }
+        assert_eq!((verify.doubts(retry, &peer(1)), verify.doubts(retry, &peer(2))), (2, 1));
+        for number in [1, 2, 3] {
+            assert!(culprits(&mut verify, retry).is_empty());
+            verify.on_delivered(retry, digest(number), BTreeSet::from([peer(2)]));
+            assert_eq!(verify.on_appeared(&digest(number)), BTreeSet::from([peer(2)]));
+        }
+        let named: BTreeSet<_> = culprits(&mut verify, retry).into_iter().collect();
+        assert_eq!(named, BTreeSet::from([(digest(1), peer(1)), (digest(2), peer(1))]));
+        assert_eq!(verify.doubts(retry, &peer(1)), 0, "named, it is no longer doubted");
+    }
+
+    #[test]
+    fn doubts_that_are_never_settled_are_forgotten() {
+        let now = test_time::start();
+        let mut verify = Verify::default();
+        for number in [1, 2] {
+            verify.on_delivered(now, digest(number.into()), BTreeSet::from([peer(number)]));
+            verify.on_requested(now, &digest(number.into()));
+        }
+        let until = now + DOUBT_TTL;
+        assert_eq!(verify.doubts(until - TICK, &peer(1)), 1);
+        assert_eq!(verify.doubts(until, &peer(1)), 0);
+        assert!(culprits(&mut verify, until).is_empty());
+        assert!(!verify.is_excluded(until, &digest(1), &peer(1)));
     }
 
     #[test]
@@ -146,24 +258,26 @@ mod tests {
         let mut verify = Verify::default();
         verify.on_delivered(now, digest(1), BTreeSet::from([peer(1)]));
         assert_eq!(verify.on_appeared(&digest(1)), BTreeSet::from([peer(1)]));
-        assert!(verify.on_requested(now, &digest(1)).is_empty());
+        verify.on_requested(now, &digest(1));
+        assert!(culprits(&mut verify, now).is_empty());
         verify.on_delivered(now, digest(1), BTreeSet::from([peer(1)]));
-        assert!(verify.on_requested(now + PENDING_TTL, &digest(1)).is_empty());
+        verify.on_requested(now + PENDING_TTL, &digest(1));
+        assert!(culprits(&mut verify, now + PENDING_TTL).is_empty());
         assert!(!verify.is_excluded(now, &digest(1), &peer(1)));
     }
 
     #[test]
-    fn delivery_that_does_not_appear_in_time_makes_suspects_until_it_does_or_is_forgotten() {
+    fn delivery_that_does_not_appear_in_time_is_doubted_until_it_does_or_is_forgotten() {
         let now = test_time::start();
         let mut verify = Verify::default();
         verify.on_delivered(now, digest(1), BTreeSet::from([peer(1), peer(2)]));
-        assert!(!verify.is_suspect(now + APPEARS_WITHIN - TICK, &peer(1)));
-        assert!(verify.is_suspect(now + APPEARS_WITHIN, &peer(1)));
-        assert!(verify.is_suspect(now + PENDING_TTL - TICK, &peer(2)));
-        assert!(!verify.is_suspect(now + PENDING_TTL, &peer(1)));
-        assert!(!verify.is_suspect(now + APPEARS_WITHIN, &peer(3)));
+        assert_eq!(verify.doubts(now + APPEARS_WITHIN - TICK, &peer(1)), 0);
+        assert_eq!(verify.doubts(now + APPEARS_WITHIN, &peer(1)), 1);
+        assert_eq!(verify.doubts(now + PENDING_TTL - TICK, &peer(2)), 1);
+        assert_eq!(verify.doubts(now + PENDING_TTL, &peer(1)), 0);
+        assert_eq!(verify.doubts(now + APPEARS_WITHIN, &peer(3)), 0);
         verify.on_appeared(&digest(1));
-        assert!(!verify.is_suspect(now + APPEARS_WITHIN, &peer(1)));
+        assert_eq!(verify.doubts(now + APPEARS_WITHIN, &peer(1)), 0);
     }
 
     #[test]
@@ -176,14 +290,20 @@ mod tests {
         }
         assert_eq!(verify.pending.len(), PENDING_MAX);
         let later = now + TICK * count;
-        assert!(verify.on_requested(later, &digest(0)).is_empty());
+        verify.on_requested(later, &digest(0));
+        assert!(culprits(&mut verify, later).is_empty());
         for number in 1..count {
-            assert_eq!(verify.on_requested(later, &digest(number)).len(), 1);
+            verify.on_requested(later, &digest(number));
             verify.on_delivered(later, digest(number), BTreeSet::from([peer(2)]));
-            assert_eq!(verify.on_requested(later + TICK * number, &digest(number)).len(), 1);
+            verify.on_requested(later + TICK * number, &digest(number));
+            assert!(verify.doubts.len() <= DOUBTS_MAX);
+        }
+        assert_eq!(verify.doubts.len(), DOUBTS_MAX);
+        for number in 0..count {
+            verify.exclude(later + TICK * number, digest(number), peer(2));
         }
         assert_eq!(verify.excluded.len(), EXCLUDED_MAX);
-        assert!(!verify.is_excluded(later, &digest(1), &peer(1)));
+        assert!(!verify.is_excluded(later, &digest(0), &peer(2)));
         assert!(verify.is_excluded(later, &digest(count - 1), &peer(2)));
     }
 

@@ -109,10 +109,10 @@ impl Verify {
     pub(super) fn next_culprit(&mut self, now: Instant) -> Option<(Digest, PeerId)> {
         self.doubts.retain(|_, until| *until > now);
         let (digest, peer) = *self.doubts.keys().next()?;
-        let only = BTreeSet::from([peer]);
-        let others_doubted = self.doubts.keys().any(|(_, other)| *other != peer);
-        let mut pending = self.pending.values().filter(|delivery| is_recent(now, delivery));
-        if others_doubted || pending.any(|delivery| delivery.from != only) {
+        let recent = self.pending.values().filter(|delivery| is_recent(now, delivery));
+        let mut missing =
+            self.doubts.keys().map(|(_, doubted)| doubted).chain(recent.flat_map(|it| &it.from));
+        if missing.any(|other| *other != peer) {
             return None;
         }
         self.doubts.remove(&(digest, peer));
@@ -339,15 +339,18 @@ mod tests {
     }
 
     proptest! {
-        /// Beside a list of all that was delivered and a list of all suspicions, never tidied.
+        /// Beside lists of all that was delivered, of all doubts and of all suspicions, never tidied.
         #[test]
         fn suspects_are_those_whose_last_delivery_came_to_nothing(steps in vec(step(), 1..80)) {
             let mut now = test_time::start();
             let mut verify = Verify::default();
             // The last delivery of a digest that has neither appeared nor been asked for again.
             let mut open: Vec<(u32, Instant, BTreeSet<u8>)> = Vec::new();
+            // Lone senders of what was asked for again, and neither proven right nor wrong.
+            let mut doubted: Vec<(u32, u8, Instant)> = Vec::new();
             let mut suspicions: Vec<(u32, u8, Instant)> = Vec::new();
             for step in steps {
+                let settles = matches!(step, Step::Appear(_) | Step::Request(_));
                 match step {
                     Step::Deliver(of, from) => {
                         verify.on_delivered(now, digest(of), peers(&from));
@@ -360,20 +363,42 @@ mod tests {
                         // Whoever delivered it long ago need not be praised for it.
                         if let Some((_, at, from)) = last && (now - at < PENDING_TTL || !said.is_empty()) {
                             prop_assert_eq!(said, peers(&from));
+                            doubted.retain(|(digest, who, _)| *digest != of || !from.contains(who));
                         }
                     }
                     Step::Request(of) => {
+                        verify.on_requested(now, &digest(of));
                         let last = open.extract_if(.., |(digest, ..)| *digest == of).last();
                         let from = last.filter(|(_, at, _)| now - *at < PENDING_TTL).map(|(.., from)| from);
                         let from = from.unwrap_or_default();
-                        prop_assert_eq!(verify.on_requested(now, &digest(of)), peers(&from));
-                        suspicions.extend(from.iter().map(|peer| (of, *peer, now)));
+                        let blamed = if from.len() == 1 { &mut doubted } else { &mut suspicions };
+                        blamed.extend(from.iter().map(|peer| (of, *peer, now)));
                     }
                     Step::Exclude(of, who) => {
                         verify.exclude(now, digest(of), peer(who));
                         suspicions.push((of, who, now));
                     }
                     Step::Wait(time) => now += time,
+                }
+                doubted.retain(|(.., at)| now - *at < DOUBT_TTL);
+                let recent = open.iter().filter(|(_, at, _)| now - *at < PENDING_TTL);
+                let doubts: BTreeSet<_> = doubted.iter().map(|(of, who, _)| (*of, *who)).collect();
+                if settles {
+                    let missing = recent.flat_map(|(.., from)| from).chain(doubts.iter().map(|(_, who)| who));
+                    let missing: BTreeSet<_> = missing.copied().collect();
+                    let mut named = BTreeSet::new();
+                    if missing.len() == 1 {
+                        named = doubts;
+                        suspicions.extend(doubted.drain(..).map(|(of, who, _)| (of, who, now)));
+                    }
+                    let named: BTreeSet<_> = named.into_iter().map(|(of, who)| (digest(of), peer(who))).collect();
+                    prop_assert_eq!(culprits(&mut verify, now).into_iter().collect::<BTreeSet<_>>(), named);
+                }
+                for who in 0..4 {
+                    let is_late = |at: Instant| (APPEARS_WITHIN..PENDING_TTL).contains(&(now - at));
+                    let late = open.iter().filter(|(_, at, from)| is_late(*at) && from.contains(&who)).count();
+                    let doubts: BTreeSet<_> = doubted.iter().filter(|it| it.1 == who).map(|it| it.0).collect();
+                    prop_assert_eq!(verify.doubts(now, &peer(who)), late + doubts.len(), "doubts of {}", who);
                 }
                 for (of, who) in (0..4).flat_map(|of| (0..4).map(move |who| (of, who))) {
                     let suspected = suspicions

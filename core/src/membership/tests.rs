@@ -1,5 +1,7 @@
 //! A cluster of machines in memory: virtual time, latency, and links that can be cut.
 
+mod model;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},

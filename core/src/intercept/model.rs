@@ -104,6 +104,12 @@ impl History {
         }
     }
 
+    /// Without an answer the image is judged again.
+    fn failed(&mut self, now: Instant, image: u8) {
+        let question = self.questions.extract_if(.., |(asked, _)| *asked == image).next();
+        self.waiting.extend(question.map(|(image, name)| (now + Duration::from_secs(5), image, name)));
+    }
+
     fn answered(&mut self, now: Instant, image: u8, pulled: bool) {
         let Some(at) = self.questions.iter().position(|(asked, _)| *asked == image) else { return };
         // The same image has been named anew: what is said now may be from before its labels.
@@ -163,7 +169,11 @@ proptest! {
                     let failure = Inspection::Failed { cause: "no".to_owned() };
                     let outcome = if fails { failure } else { inspection(image, pulled) };
                     intercept.on_inspected(now, &digest(image), &outcome);
-                    history.answered(now, image, pulled && !fails);
+                    if fails {
+                        history.failed(now, image);
+                    } else {
+                        history.answered(now, image, pulled);
+                    }
                 }
                 Step::Wait { secs } => {
                     let end = now + Duration::from_secs(secs);

@@ -36,7 +36,7 @@ pub mod oci;
 
 pub use crate::{
     config::Config,
-    directory::DirectoryReport,
+    directory::{DirectoryContents, DirectoryReport, KnownHolders},
     filter::{FilterError, Filters},
     health::{BreakerState, PeerReport},
     input::{

@@ -18,7 +18,7 @@ use std::{
 };
 
 use crate::{
-    Config, ExchangeId, Input, Member, Notice, Output, PeerId, PullId, Wake,
+    Config, DirectoryContents, ExchangeId, Input, Member, Notice, Output, PeerId, PullId, Wake,
     bootstrap::{self, Bootstrap},
     directory::{self, Directory, LookupId},
     fetch::{self, Candidate, Fetch},
@@ -243,6 +243,13 @@ impl Node {
             peers: self.health.report(now),
             pulls: self.fetch.in_flight(),
         }
+    }
+
+    /// What the node holds and what it knows of others as an owner, key by key: up to a million
+    /// entries, so for tests and simulations that compare nodes.
+    #[must_use]
+    pub fn directory_contents(&self) -> DirectoryContents {
+        self.directory.contents()
     }
 
     /// Passes events between the machines until none has any left.

@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use spegel_core::{
-    Input, Inspection, ListedContent, ListedImage, Listing, ManifestRead, Output,
+    Input, Inspection, Key, ListedContent, ListedImage, Listing, ManifestRead, Output,
     oci::{Descriptor, Digest, parse_manifest},
 };
 use spegel_io::content::{Blob, ContentStore};
@@ -86,6 +86,13 @@ impl Containerd {
     pub fn has(&self, digests: &[Digest]) -> bool {
         let state = self.state();
         digests.iter().all(|digest| state.blobs.contains_key(digest))
+    }
+
+    /// The keys of its content and images.
+    #[must_use]
+    pub fn keys(&self) -> BTreeSet<Key> {
+        let state = self.state();
+        state.blobs.keys().map(Key::of_digest).chain(state.images.keys().map(|name| Key::of(name))).collect()
     }
 
     /// From now on what is served of it has wrong bytes.

@@ -1,13 +1,20 @@
 //! What must be true after every step, whatever the scenario: seen from the inputs and outputs
 //! of all nodes, and from what the driver knows of the world.
 
+mod agreement;
+mod announced;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
-use spegel_core::{Input, Key, Output, PeerId, PullId, PullKind, RefuseReason, Report, oci::Digest};
+use spegel_core::{
+    Input, Key, Notice, Output, PeerId, PullId, PullKind, RefuseReason, Report, Request, oci::Digest,
+};
 
+pub use self::agreement::{Contents, agreement, agreement_by_key};
+use self::announced::Announced;
 use crate::containerd::Containerd;
 
 /// When containerd must have the beginning of an answer: the core's deadlines, and a little for
@@ -22,11 +29,18 @@ const GONE_MAX: Duration = Duration::from_secs(3);
 /// takes SWIM some five seconds, and an owner says that it does not know for ten more.
 const NOBODY_AFTER: Duration = Duration::from_secs(20);
 
-/// Owners keep at most so many holders of a key; larger clusters are not expected to know all.
-const HOLDERS_KEPT_MAX: usize = 64;
+/// How long after its end a node may be asked for content. Nine seconds have been seen until all
+/// know, where a third of the nodes dies at once.
+const DEAD_ASKED_MAX: Duration = Duration::from_secs(15);
 
-/// How many owners each key has.
-const OWNERS: usize = 3;
+/// How long after the last thing that happened a cluster comes to rest, and how long it must have
+/// been left alone after for its work to be judged.
+const RESTS_AFTER: Duration = Duration::from_secs(30);
+const REST_MIN: Duration = Duration::from_secs(15);
+
+/// Most control messages a second of a node at rest, in a cluster of any size: a probe, its answers
+/// and reconciliation, and now and then gossip.
+pub(crate) const RESTING_SENDS_PER_SECOND_MAX: u64 = 4;
 
 /// The bounds that the core gives its tables; a report beyond them is a leak.
 const LOOKUPS_MAX: usize = 1024;
@@ -61,6 +75,11 @@ pub struct Watch {
     quiet_from: Duration,
     /// When the cluster last changed in any way; `None` while a fault lasts.
     calm_since: Option<Duration>,
+    /// Since when no network fault has lasted; `None` while one does.
+    whole_since: Option<Duration>,
+    /// When something happened last.
+    stirred_at: Duration,
+    by_peer: BTreeMap<PeerId, String>,
     violation: Option<String>,
     /// Nodes that have something to do by a deadline.
     due: BTreeSet<String>,
@@ -80,6 +99,10 @@ struct Watched {
     /// The process was paused until then.
     excused_until: Duration,
     work: Work,
+    /// What it did since the cluster came to rest after this moment.
+    rest: (Duration, Work),
+    announced: Announced,
+    ended_at: Duration,
 }
 
 #[derive(Debug)]
@@ -98,6 +121,9 @@ impl Watch {
             nodes: BTreeMap::new(),
             quiet_from,
             calm_since: Some(Duration::ZERO),
+            whole_since: Some(Duration::ZERO),
+            stirred_at: Duration::ZERO,
+            by_peer: BTreeMap::new(),
             violation: None,
             due: BTreeSet::new(),
         }
@@ -116,7 +142,11 @@ impl Watch {
             gone: BTreeMap::new(),
             excused_until: Duration::ZERO,
             work,
+            rest: (at, Work::default()),
+            announced: Announced::default(),
+            ended_at: Duration::ZERO,
         };
+        self.by_peer.insert(me, node.to_owned());
         self.nodes.insert(node.to_owned(), watched);
         self.disturbed(at);
     }
@@ -129,6 +159,8 @@ impl Watch {
             node.serves.clear();
             node.tags.clear();
             node.gone.clear();
+            node.announced = Announced::default();
+            node.ended_at = at;
         }
         self.disturbed(at);
     }
@@ -136,16 +168,20 @@ impl Watch {
     /// The cluster changed at this moment.
     pub fn disturbed(&mut self, at: Duration) {
         self.calm_since = self.calm_since.map(|_| at);
+        self.stirred_at = self.stirred_at.max(at);
     }
 
     /// A fault lasts from now on, until [`Watch::calm`].
     pub const fn uneasy(&mut self) {
         self.calm_since = None;
+        self.whole_since = None;
     }
 
     /// No fault lasts any more.
-    pub const fn calm(&mut self, at: Duration) {
+    pub fn calm(&mut self, at: Duration) {
         self.calm_since = Some(at);
+        self.whole_since = Some(at);
+        self.stirred_at = self.stirred_at.max(at);
     }
 
     /// A process does not run between now and then: what is due is due after.
@@ -175,6 +211,12 @@ impl Watch {
     /// Sees what reaches a node.
     #[expect(clippy::wildcard_enum_match_arm, reason = "only what is watched")]
     pub fn input(&mut self, at: Duration, name: &str, input: &Input) {
+        if matches!(
+            input,
+            Input::PullRequested { .. } | Input::PullAbandoned { .. } | Input::FetchCompleted { .. }
+        ) {
+            self.stirred_at = self.stirred_at.max(at);
+        }
         // Most of what happens is of no interest: it is told apart before the node is looked up.
         match input {
             Input::PullRequested { pull, key, digest, kind, .. } => {
@@ -200,13 +242,36 @@ impl Watch {
     #[expect(clippy::wildcard_enum_match_arm, reason = "only what is watched")]
     pub fn output(&mut self, at: Duration, name: &str, output: &Output) {
         let is_quiet = at >= self.quiet_from;
+        let stranger = match output {
+            Output::Fetch { peer, .. } => self.is_no_member(at, name, peer),
+            _ => None,
+        };
         let Some(node) = self.nodes.get_mut(name) else { return };
         if is_quiet {
             node.work.count(output);
         }
+        if at >= self.stirred_at + RESTS_AFTER {
+            if node.rest.0 != self.stirred_at {
+                node.rest = (self.stirred_at, Work::default());
+            }
+            node.rest.1.count(output);
+        }
+        match output {
+            Output::Send { to, message, .. } => {
+                if let Ok(Request::Announce(announce)) = Request::decode(message) {
+                    node.announced.say(at, *to, &announce, &node.containerd);
+                    if node.announced.is_unfounded() {
+                        self.due.insert(name.to_owned());
+                    }
+                }
+            }
+            Output::Notice(Notice::MemberDown { peer }) => node.announced.forget(peer),
+            _ => {}
+        }
         let broken = match output {
             Output::Send { to, .. } if *to == node.me => Some("sends itself a message".to_owned()),
             Output::Fetch { peer, .. } if *peer == node.me => Some("asks itself for content".to_owned()),
+            Output::Fetch { .. } if stranger.is_some() => stranger,
             Output::Fetch { pull, .. } if !node.pulls.contains_key(pull) => {
                 Some(format!("asks for content for pull {pull}, which is over"))
             }
@@ -258,6 +323,51 @@ impl Watch {
         }
     }
 
+    /// Why a peer should not be asked for content.
+    fn is_no_member(&self, at: Duration, asker: &str, peer: &PeerId) -> Option<String> {
+        let known = |name| self.nodes.get_key_value(name);
+        let Some((holder, node)) = self.by_peer.get(peer).and_then(known) else {
+            return Some(format!("asks {peer} for content, which is no node"));
+        };
+        let asker_since = self.nodes.get(asker).map_or(at, |asker| asker.excused_until);
+        let since = node.ended_at.max(self.whole_since?).max(asker_since);
+        let is_known = !node.running && since + DEAD_ASKED_MAX < at;
+        is_known.then(|| format!("asks {holder} for content, which ended at {:?}", node.ended_at))
+    }
+
+    /// Whether nodes to which nothing happened any more were idle.
+    ///
+    /// # Errors
+    ///
+    /// When one was not.
+    pub fn at_rest(&self, now: Duration) -> Result<(), String> {
+        let Some(rest) = now.checked_sub(self.stirred_at + RESTS_AFTER) else { return Ok(()) };
+        if self.calm_since.is_none() || rest < REST_MIN {
+            return Ok(());
+        }
+        let seconds = rest.as_secs() + 1;
+        for (name, node) in self.nodes.iter().filter(|(_, node)| node.running) {
+            let (since, work) = node.rest;
+            let most = Work {
+                sends: RESTING_SENDS_PER_SECOND_MAX * seconds,
+                bytes_sent: u64::MAX,
+                // A resync each five to ten minutes, and what cannot be read again and again.
+                lists: 2 + seconds / 300,
+                inspections: 20 + seconds / 60,
+                reads: 20 + seconds / 600,
+                // Ten at once, then one a minute, with thirty dials each.
+                resolves: 11 + seconds / 60,
+                dials: 30 * (11 + seconds / 60),
+            };
+            if since == self.stirred_at && !work.is_within(&most) {
+                return Err(format!(
+                    "{name} does too much in {rest:?} of rest: {work:?}, more than {most:?}"
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Who was overlooked when a node said that nobody has it.
     fn holder_missed(&self, at: Duration, asker: &str, pull: &WatchedPull) -> Option<String> {
         let since = self.calm_since?;
@@ -284,6 +394,8 @@ impl Watch {
         for digest in node.serves.keys().filter(|digest| !containerd.has(&[**digest])) {
             node.gone.entry(*digest).or_insert(at);
         }
+        node.announced.compare(at, &node.containerd);
+        self.stirred_at = self.stirred_at.max(at);
         self.due.insert(name.to_owned());
     }
 
@@ -292,9 +404,15 @@ impl Watch {
         let mut late = None;
         let nodes = &self.nodes;
         self.due.retain(|name| {
-            nodes.get(name).is_some_and(|node| !node.pulls.is_empty() || !node.gone.is_empty())
+            nodes.get(name).is_some_and(|node| {
+                !node.pulls.is_empty() || !node.gone.is_empty() || node.announced.is_unfounded()
+            })
         });
-        for (name, node) in self.due.iter().filter_map(|name| self.nodes.get_key_value(name)) {
+        for name in &self.due {
+            let Some(node) = self.nodes.get_mut(name) else { continue };
+            if let Some(what) = node.announced.late(at, node.excused_until, &node.containerd) {
+                late = Some(format!("{name} {what}"));
+            }
             let excuse = |due: Duration, slack: Duration| due.max(node.excused_until + slack);
             for (pull, watched) in node.pulls.iter().filter(|(_, pull)| !pull.answered) {
                 if excuse(watched.deadline, BLOB_ANSWER_MAX) < at {
@@ -330,6 +448,16 @@ impl Watch {
 }
 
 impl Work {
+    const fn is_within(&self, most: &Self) -> bool {
+        self.sends <= most.sends
+            && self.bytes_sent <= most.bytes_sent
+            && self.lists <= most.lists
+            && self.inspections <= most.inspections
+            && self.reads <= most.reads
+            && self.resolves <= most.resolves
+            && self.dials <= most.dials
+    }
+
     #[expect(clippy::wildcard_enum_match_arm, reason = "only what is work for others")]
     fn count(&mut self, output: &Output) {
         match output {
@@ -345,33 +473,4 @@ impl Work {
             _ => {}
         }
     }
-}
-
-/// When all is well again, what is held, what is announced, and what owners believe agree.
-///
-/// # Errors
-///
-/// When it does not.
-pub fn agreement(reports: &BTreeMap<String, Report>) -> Result<(), String> {
-    let alive: BTreeSet<PeerId> = reports.values().map(|report| report.me.peer).collect();
-    for (name, report) in reports {
-        let seen: BTreeSet<PeerId> =
-            report.members.iter().map(|member| member.peer).chain([report.me.peer]).collect();
-        if seen != alive {
-            let (missing, extra) = (alive.difference(&seen).count(), seen.difference(&alive).count());
-            return Err(format!(
-                "{name} does not see {missing} nodes that are there, and sees {extra} that are not"
-            ));
-        }
-        if report.directory.owners_unsynced > 0 || report.directory.holders_incomplete > 0 {
-            return Err(format!("{name} has not reconciled: {:?}", report.directory));
-        }
-    }
-    let held: usize = reports.values().map(|report| report.directory.keys_held).sum();
-    let owned: usize = reports.values().map(|report| report.directory.entries_owned).sum();
-    let expected = held * OWNERS.min(alive.len());
-    if owned != expected && alive.len() <= HOLDERS_KEPT_MAX {
-        return Err(format!("nodes hold {held} keys, owners know {owned} times of them, not {expected}"));
-    }
-    Ok(())
 }

@@ -9,6 +9,7 @@ use crate::{
     fault::{Fault, Lossy},
     image::Image,
     incidents,
+    invariant::RESTING_SENDS_PER_SECOND_MAX,
     scenario::{Outcome, Scenario},
     stories, untruths,
 };
@@ -419,7 +420,7 @@ pub fn idle_cluster() -> Scenario {
     cluster("idle_cluster", seconds(150), 20, 10).light().quiet_from(seconds(30)).expect(|outcome| {
         for (node, work) in &outcome.work {
             // Two minutes: a probe a second, gossip and reconciliation.
-            if work.sends > 120 * IDLE_SENDS_PER_SECOND_MAX {
+            if work.sends > 120 * RESTING_SENDS_PER_SECOND_MAX {
                 return Err(format!("{node} talks too much for an idle node: {work:?}"));
             }
             if work.inspections + work.reads > 0 || work.lists > 1 || work.resolves > 1 {
@@ -429,6 +430,3 @@ pub fn idle_cluster() -> Scenario {
         Ok(())
     })
 }
-
-/// Most control messages a second of a node to which nothing happens, in a cluster of any size.
-const IDLE_SENDS_PER_SECOND_MAX: u64 = 4;

@@ -192,7 +192,10 @@ impl<'a> World<'a> {
                 .iter()
                 .map(|node| (node.name.clone(), node.containerd.manifest_reads()))
                 .collect(),
-            error: error.or(late_violation).or(disagreement),
+            error: error
+                .or(late_violation)
+                .or(disagreement)
+                .or_else(|| watch.at_rest(self.plan.ends_at).err()),
         }
     }
 

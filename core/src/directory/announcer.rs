@@ -264,7 +264,12 @@ impl Announcer {
         self.own.pop_front()
     }
 
-    /// Keys this node holds.
+    /// Keys this node holds, in order.
+    pub(super) fn held_keys(&self) -> impl Iterator<Item = &Key> {
+        self.held.keys()
+    }
+
+    /// How many keys this node holds.
     pub(super) fn held(&self) -> usize {
         self.held.len()
     }

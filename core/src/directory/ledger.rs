@@ -179,6 +179,11 @@ impl Ledger {
         self.keys.len()
     }
 
+    /// Each key with the holders that are named and how many others there are.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Key, &[PeerId], usize)> {
+        self.keys.iter().map(|(key, known)| (key, known.kept.as_slice(), known.dropped))
+    }
+
     /// Holders of a key to name to `asker`, a few of those known: its own zone first but not
     /// alone, otherwise by chance.
     pub(super) fn choose(&mut self, key: &Key, asker: PeerId, zone: Option<&Zone>) -> Vec<PeerId> {

@@ -101,6 +101,24 @@ pub struct DirectoryReport {
     pub lookups_in_flight: usize,
 }
 
+/// What the directory knows, key by key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DirectoryContents {
+    /// Keys this node holds, in order.
+    pub held: Vec<Key>,
+    /// Keys this node, as an owner, knows a holder of.
+    pub owned: BTreeMap<Key, KnownHolders>,
+}
+
+/// Who holds one key, as far as an owner knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KnownHolders {
+    /// Those it names to askers, a few at a time.
+    pub kept: Vec<PeerId>,
+    /// How many more there are.
+    pub left_out: usize,
+}
+
 /// What an exchange is about.
 #[derive(Clone, Copy, Debug)]
 enum Exchange {
@@ -343,6 +361,17 @@ impl Directory {
             holders_incomplete: self.ledger.incomplete(),
             holders_overflowing: self.ledger.overflowing(),
             lookups_in_flight: self.lookups.in_flight(),
+        }
+    }
+
+    /// What is known, key by key.
+    pub(crate) fn contents(&self) -> DirectoryContents {
+        let known = |(key, kept, left_out): (&Key, &[PeerId], usize)| {
+            (*key, KnownHolders { kept: kept.to_vec(), left_out })
+        };
+        DirectoryContents {
+            held: self.announcer.held_keys().copied().collect(),
+            owned: self.ledger.iter().map(known).collect(),
         }
     }
 

@@ -30,7 +30,7 @@ use self::{
 use crate::{
     containerd::{self, Containerd},
     fault::{Dns, Fault, Lossy, happens},
-    invariant::{Watch, agreement},
+    invariant::{Contents, Watch, agreement, agreement_by_key},
     node::{DNS_LATENCY, node_config, node_seed},
     scenario::{Outcome, Pulled, Scenario},
     trace::Trace,
@@ -193,7 +193,12 @@ impl<'a> World<'a> {
         let reports = running
             .map(|(machine, process)| (machine.name.clone(), process.node.report(machine.clock(base, now))));
         let reports: BTreeMap<_, _> = reports.collect();
-        let disagreement = if self.plan.agrees_at_end { agreement(&reports).err() } else { None };
+        let disagreement = if self.plan.agrees_at_end {
+            agreement(&reports).and_then(|()| agreement_by_key(&self.contents())).err()
+        } else {
+            None
+        };
+        let restless = self.watch.at_rest(now).err();
         let reads = self.machines.iter();
         Outcome {
             trace: self.trace,
@@ -206,8 +211,18 @@ impl<'a> World<'a> {
             fetches: self.outcome.fetches,
             reports,
             manifest_reads: reads.map(|it| (it.name.clone(), it.containerd.manifest_reads())).collect(),
-            error: error.or(disagreement),
+            error: error.or(disagreement).or(restless),
         }
+    }
+
+    /// The nodes that run, key by key.
+    fn contents(&self) -> BTreeMap<String, Contents> {
+        let contents = |machine: &Machine| {
+            let directory = machine.process.as_ref()?.node.directory_contents();
+            let has = machine.containerd.is_running().then(|| machine.containerd.keys());
+            Some((machine.name.clone(), Contents { peer: machine.peer, has, directory }))
+        };
+        self.machines.iter().filter_map(contents).collect()
     }
 
     fn at(&mut self, at: Duration, event: Event) {

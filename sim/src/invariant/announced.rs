@@ -1,0 +1,89 @@
+//! Whether what a node announces is there: every announcement it sends is read, and compared with
+//! its containerd.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use spegel_core::{Announce, Key, PeerId};
+
+use crate::containerd::Containerd;
+
+/// How long an owner may be left in the belief that a node has what has gone. An owner that is
+/// silent is told nothing more until five seconds have passed, and then again after up to ten.
+const UNFOUNDED_MAX: Duration = Duration::from_secs(30);
+
+/// What one node has told owners.
+#[derive(Debug, Default)]
+pub(super) struct Announced {
+    /// The owners that were told of each key and not told otherwise since.
+    told: BTreeMap<Key, BTreeSet<PeerId>>,
+    /// Keys among these that its containerd does not have, and since when.
+    unfounded: BTreeMap<Key, Duration>,
+    /// What its containerd has, when it was looked at last.
+    has: BTreeSet<Key>,
+}
+
+impl Announced {
+    /// The node says this to an owner.
+    pub(super) fn say(&mut self, at: Duration, owner: PeerId, announce: &Announce, containerd: &Containerd) {
+        if announce.reset {
+            self.forget(&owner);
+        }
+        for key in &announce.remove {
+            if let Some(owners) = self.told.get_mut(key) {
+                owners.remove(&owner);
+            }
+        }
+        for key in &announce.add {
+            self.told.entry(*key).or_default().insert(owner);
+        }
+        self.told.retain(|_, owners| !owners.is_empty());
+        if announce.add.iter().any(|key| !self.has.contains(key)) || !self.unfounded.is_empty() {
+            self.compare(at, containerd);
+        }
+    }
+
+    /// The node takes an owner for dead: whatever it was told is forgotten with it.
+    pub(super) fn forget(&mut self, owner: &PeerId) {
+        self.told.retain(|_, owners| {
+            owners.remove(owner);
+            !owners.is_empty()
+        });
+    }
+
+    /// Looks which of what was told is not there.
+    pub(super) fn compare(&mut self, at: Duration, containerd: &Containerd) {
+        self.has = containerd.keys();
+        let (told, has) = (&self.told, &self.has);
+        self.unfounded.retain(|key, _| told.contains_key(key) && !has.contains(key));
+        for key in told.keys().filter(|key| !has.contains(key)) {
+            self.unfounded.entry(*key).or_insert(at);
+        }
+    }
+
+    /// Whether there is something to wait for.
+    pub(super) fn is_unfounded(&self) -> bool {
+        !self.unfounded.is_empty()
+    }
+
+    /// What has been believed wrongly for too long; the node could not know before `excused_until`.
+    pub(super) fn late(
+        &mut self,
+        at: Duration,
+        excused_until: Duration,
+        containerd: &Containerd,
+    ) -> Option<String> {
+        if !containerd.is_running() {
+            // Nobody can say what has gone until it is back.
+            self.unfounded.values_mut().for_each(|since| *since = at);
+        }
+        let is_late = |since: Duration| since.max(excused_until) + UNFOUNDED_MAX < at;
+        if self.unfounded.values().any(|since| is_late(*since)) {
+            self.compare(at, containerd);
+        }
+        let (key, since) = self.unfounded.iter().find(|(_, since)| is_late(**since))?;
+        Some(format!("announces {key}, which is not there since {since:?}"))
+    }
+}

@@ -255,9 +255,17 @@ impl Health {
 
     /// A peer is no longer a member: should it come back, it starts afresh. Not so one that is
     /// known for wrong content, or a restart would clear it.
+    /// Its transfers under way still count: bytes may flow on from a node that was declared down
+    /// wrongly, or leaves in good order.
     pub(crate) fn on_member_down(&mut self, peer: &PeerId) {
-        if self.peers.get(peer).is_some_and(|known| !known.breaker.remembers_wrong_content()) {
+        let Some(known) = self.peers.get_mut(peer) else { return };
+        if known.breaker.remembers_wrong_content() {
+            return;
+        }
+        if known.in_flight == 0 {
             self.peers.remove(peer);
+        } else {
+            *known = Peer { in_flight: known.in_flight, ..Peer::new(known.used_at) };
         }
     }
 

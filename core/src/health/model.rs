@@ -351,8 +351,13 @@ impl World {
             }
             Step::Down => {
                 self.health.on_member_down(&peer(number));
-                if self.known(number).wrong.is_empty() {
+                let known = self.known(number);
+                if known.wrong.is_empty() {
+                    let launched = std::mem::take(&mut known.launched);
                     self.known.remove(&number);
+                    if !launched.is_empty() {
+                        self.known.insert(number, Known { launched, ..Known::new(now) });
+                    }
                 }
             }
             Step::Wait { ms } => self.now += Duration::from_millis(ms),

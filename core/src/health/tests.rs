@@ -215,6 +215,26 @@ fn wrong_content_shuns_for_long_and_longer_the_second_time() {
 }
 
 #[test]
+fn transfers_from_a_peer_declared_down_still_count() {
+    let now = test_time::start();
+    let mut health = Health::new(1);
+    let in_flight = |health: &Health| health.report(now).first().map(|known| known.in_flight);
+    health.on_launched(now, peer(1));
+    health.on_launched(now, peer(1));
+    health.on_failed(now, peer(1), Failure::Stalled);
+    health.on_member_down(&peer(1));
+    assert_eq!(in_flight(&health), Some(2));
+    assert!(health.rank(now, &peer(1), true).is_some(), "all else is forgotten");
+    health.on_launched(now, peer(1));
+    for left in [2, 1, 0] {
+        health.on_released(now, peer(1), false);
+        assert_eq!(in_flight(&health), Some(left));
+    }
+    health.on_member_down(&peer(1));
+    assert_eq!(in_flight(&health), None);
+}
+
+#[test]
 fn peers_are_ranked_by_trust_speed_zone_load_then_latency() {
     let now = test_time::start();
     let mut health = Health::new(1);

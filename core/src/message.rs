@@ -131,7 +131,11 @@ pub enum Request {
         key: Key,
     },
     /// The sender is about to stop: forget what it announced. Answered with [`Reply::Ack`].
-    Goodbye,
+    Goodbye {
+        /// Which life of the sender stops. A message that arrives after a restart says nothing about
+        /// the life that followed. `None`: the sender does not tell, so whichever is known.
+        generation: Option<u64>,
+    },
 }
 
 /// What is answered.
@@ -181,7 +185,12 @@ impl Request {
                 body.bytes(0, key.as_bytes());
                 3
             }
-            Self::Goodbye => 4,
+            Self::Goodbye { generation } => {
+                if let Some(generation) = generation {
+                    body.number(0, *generation);
+                }
+                4
+            }
         };
         framed(kind, body)
     }
@@ -207,7 +216,17 @@ impl Request {
                 })?;
                 key.map(|key| Self::Lookup { key }).ok_or_else(|| malformed("lookup without a key"))
             }
-            4 => Ok(Self::Goodbye),
+            4 => {
+                let mut generation = None;
+                for_each_field(body, |tag, value| {
+                    match tag {
+                        0 => generation = Some(value.u64()?),
+                        _ => value.skip()?,
+                    }
+                    Ok(())
+                })?;
+                Ok(Self::Goodbye { generation })
+            }
             _ => Err(MessageError::Unsupported { version, kind }),
         }
     }
@@ -441,7 +460,8 @@ mod tests {
                 wants: true,
             }),
             Request::Lookup { key: key(9) },
-            Request::Goodbye,
+            Request::Goodbye { generation: Some(u64::MAX) },
+            Request::Goodbye { generation: None },
         ]
     }
 
@@ -471,7 +491,10 @@ mod tests {
     /// Must never change: releases run side by side.
     #[test]
     fn bytes_of_a_message_are_these() {
-        assert_eq!(Request::Goodbye.encode(), [0xa3, 0, 1, 1, 4, 2, 0x41, 0xa0]);
+        let goodbye = Request::Goodbye { generation: None };
+        assert_eq!(goodbye.encode(), [0xa3, 0, 1, 1, 4, 2, 0x41, 0xa0]);
+        let goodbye = Request::Goodbye { generation: Some(7) };
+        assert_eq!(goodbye.encode(), [0xa3, 0, 1, 1, 4, 2, 0x43, 0xa1, 0, 7]);
         let reply = Reply::Announced { synced: true };
         assert_eq!(reply.encode(), [0xa3, 0, 1, 1, 3, 2, 0x43, 0xa1, 0, 0xf5]);
     }
@@ -557,7 +580,7 @@ mod tests {
         }
 
         #[test]
-        fn damaged_messages_never_panic(which in 0_usize..6, at in any::<usize>(), byte in any::<u8>()) {
+        fn damaged_messages_never_panic(which in 0_usize..7, at in any::<usize>(), byte in any::<u8>()) {
             let mut request = requests()[which].encode();
             let at = at % request.len();
             request[at] = byte;

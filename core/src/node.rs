@@ -440,9 +440,10 @@ impl Node {
             },
             Ok(Request::Announce(announce)) => self.directory.on_announce(now, from, &announce),
             Ok(Request::Lookup { key }) => self.directory.on_lookup(now, from, key),
-            Ok(Request::Goodbye) => {
-                self.directory.on_goodbye(now, from);
-                self.membership.on_goodbye(now, from);
+            Ok(Request::Goodbye { generation }) => {
+                if self.membership.on_goodbye(now, from, generation) {
+                    self.directory.on_goodbye(now, from);
+                }
                 Reply::Ack
             }
             // Of a later release: nothing is wrong with it.
@@ -496,7 +497,7 @@ impl Node {
         }
         self.shutdown = Some(Shutdown::Leaving { until: now + FAREWELL_MAX });
         self.membership.leave(now);
-        self.directory.leave(now);
+        self.directory.leave(now, self.membership.me().generation);
         self.fetch.shutdown();
     }
 }

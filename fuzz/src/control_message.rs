@@ -32,7 +32,7 @@ fn request_of(bytes: &mut Bytes<'_>) -> Request {
     match bytes.below(4) {
         0 => Request::Swim(bytes.some().to_vec()),
         1 => Request::Lookup { key: Key::of_digest(&digest_of(bytes)) },
-        2 => Request::Goodbye,
+        2 => Request::Goodbye { generation: bytes.flag().then(|| bytes.number()) },
         _ => {
             let keys = |bytes: &mut Bytes<'_>| {
                 let count = bytes.byte() % 8;

@@ -316,14 +316,15 @@ impl Directory {
     }
 
     /// This node is about to stop: says goodbye to those that name it as a holder, and announces
-    /// nothing more. It still answers.
-    pub(crate) fn leave(&mut self, _now: Instant) {
+    /// nothing more. It still answers. `generation` is that of the life which ends.
+    pub(crate) fn leave(&mut self, _now: Instant, generation: u64) {
         if std::mem::replace(&mut self.leaving, true) {
             return;
         }
         self.ledger.goodbye(self.roster.me());
         for to in self.announcer.leave().into_iter().take(GOODBYES_MAX) {
-            self.send(Exchange::Goodbye { to }, to, Request::Goodbye, GOODBYE_TIMEOUT);
+            let request = Request::Goodbye { generation: Some(generation) };
+            self.send(Exchange::Goodbye { to }, to, request, GOODBYE_TIMEOUT);
         }
         self.pump();
     }

@@ -307,16 +307,18 @@ impl Membership {
         self.announce_at = None;
     }
 
-    /// `peer` says that it leaves.
-    pub(crate) fn on_goodbye(&mut self, now: Instant, peer: PeerId) {
-        let Some(member) = self.members.get(&peer) else { return };
-        if self.left {
-            return;
+    /// `peer` says that its life of this generation ends, or whichever is known. Returns whether
+    /// that is news of a member: a farewell that arrives after a restart is none.
+    pub(crate) fn on_goodbye(&mut self, now: Instant, peer: PeerId, generation: Option<u64>) -> bool {
+        let Some(member) = self.members.get(&peer) else { return false };
+        if self.left || generation.is_some_and(|generation| generation < member.generation) {
+            return false;
         }
         let down = foca::Member::new(Id(member.clone()), 0, State::Down);
         let _ = self.foca.apply_many(std::iter::once(down), true, &mut self.runtime);
         let _ = self.foca.gossip(&mut self.runtime);
         self.flush(now, None);
+        true
     }
 
     /// Fires everything due at `now`. Early, late and repeated calls are harmless.

@@ -295,10 +295,10 @@ fn goodbye_is_believed_at_once_and_passed_on() {
     let mut cluster = Cluster::formed(5, 7);
     cluster.kill(1);
     let now = cluster.now;
-    cluster.node(0).on_goodbye(now, peer(1));
-    cluster.node(0).on_goodbye(now, peer(1));
-    cluster.node(0).on_goodbye(now, peer(77));
-    cluster.node(0).on_goodbye(now, peer(0));
+    cluster.node(0).on_goodbye(now, peer(1), None);
+    cluster.node(0).on_goodbye(now, peer(1), None);
+    cluster.node(0).on_goodbye(now, peer(77), None);
+    cluster.node(0).on_goodbye(now, peer(0), None);
     assert_eq!(cluster.node(0).member(&peer(1)), None);
     cluster.drain(0);
     assert!(cluster.run_until(secs(2), Cluster::complete));
@@ -307,10 +307,21 @@ fn goodbye_is_believed_at_once_and_passed_on() {
 }
 
 #[test]
+fn goodbye_of_an_earlier_life_is_no_news() {
+    for (said, is_news) in [(Some(GENERATION - 1), false), (Some(GENERATION), true), (None, true)] {
+        let mut cluster = Cluster::formed(3, 7);
+        let now = cluster.now;
+        assert_eq!(cluster.node(0).on_goodbye(now, peer(1), said), is_news, "{said:?}");
+        assert_eq!(cluster.node(0).member(&peer(1)).is_none(), is_news, "{said:?}");
+        assert!(!cluster.node(0).on_goodbye(now, peer(77), said), "a stranger");
+    }
+}
+
+#[test]
 fn peer_that_said_goodbye_but_stays_comes_back() {
     let mut cluster = Cluster::formed(5, 7);
     let now = cluster.now;
-    cluster.node(0).on_goodbye(now, peer(1));
+    cluster.node(0).on_goodbye(now, peer(1), None);
     cluster.drain(0);
     cluster.run(secs(1));
     assert!(cluster.run_until(secs(10), Cluster::complete));

@@ -357,7 +357,7 @@ fn any_message(bytes: &mut Bytes<'_>) -> Vec<u8> {
         0 => bytes.some().to_vec(),
         1 => Request::Swim(bytes.some().to_vec()).encode(),
         2 => Request::Lookup { key: any_key(bytes) }.encode(),
-        3 => Request::Goodbye.encode(),
+        3 => Request::Goodbye { generation: bytes.flag().then(|| bytes.number()) }.encode(),
         _ => {
             let (add, remove) = (keys(bytes), keys(bytes));
             let choice = bytes.byte();

@@ -189,8 +189,8 @@ fn leaving_node_is_not_named_and_announces_nothing_more() {
     (0..20).for_each(|number| net.hold(peer(1), key(number)));
     net.run(millis(100));
     net.with(peer(1), |directory, now| {
-        directory.leave(now);
-        directory.leave(now);
+        directory.leave(now, 1);
+        directory.leave(now, 1);
         directory.hold(now, key(99));
         directory.member_up(now, peer(50), None);
         assert!(directory.goodbyes_in_flight() > 0);

@@ -198,7 +198,7 @@ impl Net {
                 let reply = self.with(to, |directory, now| match request {
                     Request::Announce(announce) => directory.on_announce(now, from, &announce),
                     Request::Lookup { key } => directory.on_lookup(now, from, key),
-                    Request::Goodbye => {
+                    Request::Goodbye { .. } => {
                         directory.on_goodbye(now, from);
                         Reply::Ack
                     }

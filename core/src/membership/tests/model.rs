@@ -106,7 +106,7 @@ impl Model {
                 self.end(node);
             }
             Step::Goodbye { by, node } if self.is_up(by) => {
-                self.cluster.node(by).on_goodbye(now, peer(node));
+                self.cluster.node(by).on_goodbye(now, peer(node), None);
                 self.cluster.drain(by);
             }
             Step::Cut { sides } => {

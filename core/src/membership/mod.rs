@@ -111,6 +111,12 @@ const GENERATION_LEAD_MAX: u64 = 10_000 * 366 * 24 * 3600 * 1000;
 /// for owners whose clocks are behind this node's.
 const HEARSAY_LEAD_MAX: u64 = GENERATION_LEAD_MAX / 2;
 
+/// By how much a node outdoes a record of an earlier life of its own. Each change of addresses and
+/// each refutation of a death is one more generation, and the last of them may not have reached
+/// everybody: by less than one life can add, two lives might come to one generation with different
+/// addresses; by more, made-up records use up generations sooner.
+const OUTDO_STEP: u64 = 1 << 16;
+
 /// How long after a peer that has the generation of either node wrong was corrected it is corrected
 /// again. Two that cannot agree answer each other's corrections for ever, as fast as the network
 /// goes if this is too short; longer and a lost correction delays a node's return.
@@ -405,7 +411,8 @@ impl Membership {
             && generation > self.me().generation
             && generation < lead_max
         {
-            self.become_known_as(Member { generation: generation + 1, ..self.me().clone() });
+            let generation = generation.saturating_add(OUTDO_STEP).min(lead_max);
+            self.become_known_as(Member { generation, ..self.me().clone() });
         }
         // foca ignores what is addressed to another life of this node, and the sender would
         // suspect it for that. The announcement tells it who is here.

@@ -608,12 +608,14 @@ fn made_up_generation_of_this_node_is_outdone_up_to_a_bound() {
     };
     claim(&mut node, u64::MAX);
     assert_eq!(node.me().generation, 5);
+    claim(&mut node, 100);
+    assert_eq!(node.me().generation, 100 + OUTDO_STEP, "beyond what that life can have come to");
     claim(&mut node, GENERATION_LEAD_MAX);
-    assert_eq!(node.me().generation, GENERATION_LEAD_MAX + 1);
+    assert_eq!(node.me().generation, GENERATION_LEAD_MAX + 5);
     for lead in [5, 6, 7, u64::MAX] {
         claim(&mut node, GENERATION_LEAD_MAX.saturating_add(lead));
     }
-    assert_eq!(node.me().generation, GENERATION_LEAD_MAX + 1, "pushed on by several claims");
+    assert_eq!(node.me().generation, GENERATION_LEAD_MAX + 5, "pushed on by several claims");
 }
 
 #[test]

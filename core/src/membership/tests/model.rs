@@ -60,9 +60,6 @@ fn step() -> impl Strategy<Value = Step> {
 struct Model {
     cluster: Cluster,
     lives: u64,
-    /// Nodes that had other addresses once. One that restarts with an earlier clock before that got
-    /// round may come to the same generation, and is then known by the former addresses.
-    moved: BTreeSet<usize>,
     /// What each node was told since it started, added up.
     told: Vec<BTreeMap<PeerId, Member>>,
     seen: usize,
@@ -94,10 +91,7 @@ impl Model {
             Step::Restart { node, is_later } => {
                 self.lives += 1;
                 let age = self.lives * 5000;
-                self.start(
-                    node,
-                    if is_later || self.moved.contains(&node) { GENERATION + age } else { GENERATION - age },
-                );
+                self.start(node, if is_later { GENERATION + age } else { GENERATION - age });
             }
             Step::Leave(node) if self.is_up(node) => {
                 self.cluster.node(node).leave(now);
@@ -116,7 +110,6 @@ impl Model {
             Step::Freeze(node) if self.is_up(node) => drop(self.cluster.frozen.insert(node)),
             Step::Thaw(node) => drop(self.cluster.frozen.remove(&node)),
             Step::Move { node, ip } if self.is_up(node) => {
-                self.moved.insert(node);
                 self.cluster.node(node).set_addrs(now, vec![IpAddr::from([10, 1, node as u8, ip])]);
                 self.cluster.drain(node);
             }
@@ -169,7 +162,6 @@ proptest! {
         let mut model = Model {
             cluster: Cluster::formed(NODES, seed),
             lives: 0,
-            moved: BTreeSet::new(),
             told: vec![BTreeMap::new(); NODES],
             seen: 0,
         };

@@ -33,6 +33,11 @@ test-real: build ## Run the tests on real containerd in network namespaces (as r
 sim: parts ## Replay one simulated scenario: make sim SCENARIO=... SEED=...
 	$(CARGO) run --locked -q -p spegel-sim -- $(SCENARIO) $(SEED)
 
+.PHONY: soak
+soak: MINUTES ?= 10
+soak: parts ## Simulate random clusters, or replay one that failed: make soak MINUTES=10 [SEED=...], make soak REPLAY=...
+	$(CARGO) run --locked -q -p spegel-sim --bin soak -- $(if $(REPLAY),replay $(REPLAY),$(MINUTES) $(SEED))
+
 .PHONY: fuzz
 fuzz: SECONDS ?= 60
 fuzz: ## Fuzz each parser and the core: make fuzz SECONDS=60 (needs Rust nightly)

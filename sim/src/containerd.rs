@@ -38,6 +38,8 @@ struct State {
     blobs: BTreeMap<Digest, Bytes>,
     /// Its `containerd.io/distribution.source` labels: registry and repository.
     sources: BTreeMap<Digest, BTreeSet<(String, String)>>,
+    /// What pulls that are under way need, and how many of them.
+    leases: BTreeMap<Digest, u32>,
     /// Content whose file cannot be read.
     unreadable: BTreeSet<Digest>,
     manifest_reads: u64,
@@ -95,14 +97,14 @@ impl Containerd {
         state.blobs.keys().map(Key::of_digest).chain(state.images.keys().map(|name| Key::of(name))).collect()
     }
 
-    /// From now on what is served of it has wrong bytes.
-    pub fn corrupt(&self) {
-        self.state().corrupt = true;
+    /// Whether what is served of it has wrong bytes from now on.
+    pub fn set_corrupt(&self, is_corrupt: bool) {
+        self.state().corrupt = is_corrupt;
     }
 
-    /// From now on it is read so slowly.
-    pub fn slow_down(&self, bytes_per_second: u64) {
-        self.state().bytes_per_second = Some(bytes_per_second);
+    /// How fast it is read from now on; as fast as can be if `None`.
+    pub fn set_speed(&self, bytes_per_second: Option<u64>) {
+        self.state().bytes_per_second = bytes_per_second;
     }
 
     /// From now on its pulls go past the mirror, or no longer do.
@@ -154,6 +156,34 @@ impl Containerd {
         state.images.insert(image.name.clone(), image.manifest.clone());
     }
 
+    /// A pull begins: none of this is garbage until [`Containerd::release`].
+    pub fn lease(&self, image: &Image) {
+        let mut state = self.state();
+        for digest in image.contents.keys() {
+            *state.leases.entry(*digest).or_default() += 1;
+        }
+    }
+
+    /// A pull is over.
+    pub fn release(&self, image: &Image) {
+        let mut state = self.state();
+        for digest in image.contents.keys() {
+            if let Some(pulls) = state.leases.get_mut(digest) {
+                *pulls = pulls.saturating_sub(1);
+            }
+        }
+        state.leases.retain(|_, pulls| *pulls > 0);
+    }
+
+    /// Whether an image is there with all of its content.
+    #[must_use]
+    pub fn has_image(&self, image: &Image) -> bool {
+        let state = self.state();
+        state.running
+            && state.images.get(&image.name).is_some_and(|target| target.digest == image.manifest.digest)
+            && image.contents.keys().all(|digest| state.blobs.contains_key(digest))
+    }
+
     /// Creates or updates an image, and says what a connected mirror notices.
     pub fn name_image(&self, name: &str, target: Descriptor) -> Vec<Input> {
         let mut state = self.state();
@@ -167,7 +197,8 @@ impl Containerd {
     pub fn delete_image(&self, name: &str) -> Vec<Input> {
         let mut state = self.state();
         let Some(target) = state.images.remove(name) else { return Vec::new() };
-        let needed: BTreeSet<_> = state.images.values().flat_map(|target| state.tree(target)).collect();
+        let needed = state.images.values().flat_map(|target| state.tree(target));
+        let needed: BTreeSet<_> = needed.chain(state.leases.keys().copied()).collect();
         let garbage: Vec<_> =
             state.tree(&target).into_iter().filter(|digest| !needed.contains(digest)).collect();
         let mut news = vec![Input::ImageDeleted { name: name.to_owned() }];

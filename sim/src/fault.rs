@@ -6,11 +6,13 @@ use std::{
 };
 
 use rand::{RngExt as _, rngs::StdRng};
+use serde::{Deserialize, Serialize};
 
 use crate::node::ROUTER_PORT;
 
 /// Something done to the cluster at one moment.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Fault {
     /// The mirror's process dies; its kernel refuses connections from then on.
     Crash {
@@ -37,6 +39,7 @@ pub enum Fault {
         /// The node.
         node: String,
         /// For how long.
+        #[serde(with = "millis")]
         pause: Duration,
     },
     /// The machine sleeps, its monotonic clock too: nothing answers, what is sent to it is lost,
@@ -45,6 +48,7 @@ pub enum Fault {
         /// The node.
         node: String,
         /// For how long.
+        #[serde(with = "millis")]
         pause: Duration,
     },
     /// The machine's wall clock is wrong by so much; the mirror reads it when it starts. Light
@@ -67,6 +71,13 @@ pub enum Fault {
         /// The other.
         right: Vec<String>,
     },
+    /// One such partition ends; what others cut stays cut.
+    Reconnect {
+        /// One group.
+        left: Vec<String>,
+        /// The other.
+        right: Vec<String>,
+    },
     /// Everything passes again.
     Repair,
     /// From now on control messages fare like this; [`Lossy::NONE`] ends it.
@@ -76,12 +87,22 @@ pub enum Fault {
         /// The node.
         node: String,
     },
+    /// From now on content served by this node is right again.
+    Truthful {
+        /// The node.
+        node: String,
+    },
     /// From now on this node sends so slowly.
     Slow {
         /// The node.
         node: String,
         /// Its rate.
         bytes_per_second: u64,
+    },
+    /// From now on this node sends as fast as at first.
+    FullSpeed {
+        /// The node.
+        node: String,
     },
     /// containerd goes away.
     StopContainerd {
@@ -99,6 +120,7 @@ pub enum Fault {
         /// The node.
         node: String,
         /// For how long.
+        #[serde(with = "millis")]
         pause: Duration,
     },
     /// Deletes an image and collects its garbage.
@@ -137,7 +159,7 @@ pub enum Fault {
 }
 
 /// What becomes of control messages, each a request or a reply: probabilities of a hundred.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lossy {
     /// Never arrives.
     pub lost: u8,
@@ -173,12 +195,81 @@ pub(crate) fn happens(percent: u8, rng: &mut StdRng) -> bool {
     percent > 0 && rng.random_range(0..100) < percent
 }
 
+impl Fault {
+    /// Whether only the light driver can do it.
+    #[must_use]
+    pub const fn needs_light(&self) -> bool {
+        matches!(
+            self,
+            Self::Suspend { .. }
+                | Self::StepClock { .. }
+                | Self::Upgrade { .. }
+                | Self::HangContainerd { .. }
+        )
+    }
+
+    /// For how long it lasts, if it ends by itself.
+    pub(crate) const fn pause_mut(&mut self) -> Option<&mut Duration> {
+        if let Self::Freeze { pause, .. } | Self::Suspend { pause, .. } | Self::HangContainerd { pause, .. } =
+            self
+        {
+            Some(pause)
+        } else {
+            None
+        }
+    }
+
+    /// What it is called in files.
+    #[must_use]
+    pub fn kind(&self) -> String {
+        let text = toml::Value::try_from(self).ok();
+        text.and_then(|fields| Some(fields.get("kind")?.as_str()?.to_owned())).unwrap_or_default()
+    }
+
+    /// What undoes it; `None` if it ends by itself, cannot be undone, or undoes another.
+    #[must_use]
+    pub fn cure(&self) -> Option<Self> {
+        match self.clone() {
+            Self::Crash { node } | Self::Stop { node } | Self::Vanish { node } => Some(Self::Start { node }),
+            Self::Partition { left, right } => Some(Self::Reconnect { left, right }),
+            Self::Lossy(lossy) => (lossy != Lossy::NONE).then_some(Self::Lossy(Lossy::NONE)),
+            Self::StepClock { node, ahead_seconds } => {
+                (ahead_seconds != 0).then_some(Self::StepClock { node, ahead_seconds: 0 })
+            }
+            Self::BypassMirror { node } => Some(Self::UseMirror { node }),
+            Self::ThrottleUpstream { requests_per_second } => {
+                requests_per_second.map(|_| Self::ThrottleUpstream { requests_per_second: None })
+            }
+            Self::Corrupt { node } => Some(Self::Truthful { node }),
+            Self::Slow { node, .. } => Some(Self::FullSpeed { node }),
+            Self::StopContainerd { node } => Some(Self::StartContainerd { node }),
+            Self::CutUpstream => Some(Self::RestoreUpstream),
+            Self::Freeze { .. }
+            | Self::Suspend { .. }
+            | Self::Upgrade { .. }
+            | Self::HangContainerd { .. }
+            | Self::DeleteImage { .. }
+            | Self::Sideload { .. }
+            | Self::UseMirror { .. }
+            | Self::Start { .. }
+            | Self::Reconnect { .. }
+            | Self::Repair
+            | Self::Truthful { .. }
+            | Self::FullSpeed { .. }
+            | Self::StartContainerd { .. }
+            | Self::RestoreUpstream => None,
+        }
+    }
+}
+
 /// How nodes find each other at first.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Dns {
     /// A headless Service: all nodes that had started this long ago.
     List {
         /// The age of the answer.
+        #[serde(with = "millis")]
         stale: Duration,
     },
     /// A list that is mostly wrong and another in each answer, sometimes empty: some of the nodes,
@@ -186,6 +277,7 @@ pub enum Dns {
     /// nodes under the names of others. Light driver only.
     Lie {
         /// Nothing but empty answers for so long.
+        #[serde(with = "millis")]
         empty_for: Duration,
         /// Up to so many addresses.
         entries_max: usize,
@@ -206,4 +298,19 @@ pub(crate) fn endpoint<T: Copy>(self_percent: u8, home: T, others: &[T], rng: &m
         return home;
     }
     others[rng.random_range(0..others.len())]
+}
+
+/// Durations in files are whole milliseconds.
+pub(crate) mod millis {
+    use std::time::Duration;
+
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u64(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        u64::deserialize(from).map(Duration::from_millis)
+    }
 }

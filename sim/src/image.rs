@@ -29,6 +29,12 @@ impl Image {
     #[must_use]
     pub fn new(name: &str, layers: usize, layer_bytes: usize, seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
+        Self::of_layers(name, (0..layers).map(|_| (0..layer_bytes).map(|_| rng.random()).collect()))
+    }
+
+    /// An image of these layers, which other images may have too.
+    #[must_use]
+    pub fn of_layers(name: &str, layers: impl IntoIterator<Item = Bytes>) -> Self {
         let mut contents = BTreeMap::new();
         let mut add = |media_type: &str, content: Bytes| {
             let digest = Digest::sha256_of(&content);
@@ -38,10 +44,7 @@ impl Image {
         };
         let mut blobs =
             vec![add(CONFIG_TYPE, Bytes::from(format!(r#"{{"architecture":"amd64","name":"{name}"}}"#)))];
-        for _ in 0..layers {
-            let content: Vec<u8> = (0..layer_bytes).map(|_| rng.random()).collect();
-            blobs.push(add(LAYER_TYPE, content.into()));
-        }
+        blobs.extend(layers.into_iter().map(|content| add(LAYER_TYPE, content)));
         let described: Vec<String> = blobs.iter().map(describe).collect();
         let manifest = format!(
             r#"{{"schemaVersion":2,"mediaType":"{MANIFEST_TYPE}","config":{},"layers":[{}]}}"#,

@@ -15,7 +15,7 @@ use spegel_core::{
 
 pub use self::agreement::{Contents, agreement, agreement_by_key};
 use self::announced::Announced;
-use crate::containerd::Containerd;
+use crate::{containerd::Containerd, image::Image};
 
 /// When containerd must have the beginning of an answer: the core's deadlines, and a little for
 /// the ticks of the driver.
@@ -25,8 +25,10 @@ const BLOB_ANSWER_MAX: Duration = Duration::from_millis(2050);
 /// How long content that has gone from containerd may still be served.
 const GONE_MAX: Duration = Duration::from_secs(3);
 
-/// After a change of the cluster, how long until "nobody has it" must be true. Detecting a death
-/// takes SWIM some five seconds, and an owner says that it does not know for ten more.
+/// After a change of the cluster, or of what any node believes of it, how long until "nobody has
+/// it" must be true. Detecting a death takes SWIM some five seconds, and an owner says that it does
+/// not know for ten more. Nodes that have not found each other yet cannot ask each other; that they
+/// do in the end is for [`agreement`].
 const NOBODY_AFTER: Duration = Duration::from_secs(20);
 
 /// How long after its end a node may be asked for content. Nine seconds have been seen until all
@@ -90,6 +92,8 @@ struct Watched {
     me: PeerId,
     containerd: Containerd,
     running: bool,
+    /// Members that it sees besides itself.
+    sees: BTreeSet<PeerId>,
     pulls: BTreeMap<PullId, WatchedPull>,
     /// What it serves, and since when.
     serves: BTreeMap<Digest, Duration>,
@@ -136,6 +140,7 @@ impl Watch {
             me,
             containerd: containerd.clone(),
             running: true,
+            sees: BTreeSet::new(),
             pulls: BTreeMap::new(),
             serves: BTreeMap::new(),
             tags: BTreeMap::new(),
@@ -268,7 +273,16 @@ impl Watch {
             Output::Notice(Notice::MemberDown { peer }) => node.announced.forget(peer),
             _ => {}
         }
+        let mut view_changed = false;
         let broken = match output {
+            Output::Notice(Notice::MemberUp { member }) => {
+                view_changed = node.sees.insert(member.peer);
+                None
+            }
+            Output::Notice(Notice::MemberDown { peer }) => {
+                view_changed = node.sees.remove(peer);
+                None
+            }
             Output::Send { to, .. } if *to == node.me => Some("sends itself a message".to_owned()),
             Output::Fetch { peer, .. } if *peer == node.me => Some("asks itself for content".to_owned()),
             Output::Fetch { .. } if stranger.is_some() => stranger,
@@ -320,6 +334,9 @@ impl Watch {
         };
         if let Some(what) = broken {
             self.broken(format!("{name} {what}"));
+        }
+        if view_changed {
+            self.calm_since = self.calm_since.map(|_| at);
         }
     }
 
@@ -383,7 +400,17 @@ impl Watch {
         };
         let mut others = self.nodes.iter().filter(|(name, node)| *name != asker && node.running);
         let holder = others.find(|(_, node)| holds(node) && node.excused_until + NOBODY_AFTER <= at)?.0;
+        if !self.is_whole() {
+            return None;
+        }
         Some(format!("says that nobody has what {holder} has"))
+    }
+
+    /// Whether all nodes that run see each other, and nobody else.
+    fn is_whole(&self) -> bool {
+        let running = || self.nodes.values().filter(|node| node.running);
+        let there: BTreeSet<PeerId> = running().map(|node| node.me).collect();
+        running().all(|node| node.sees.len() + 1 == there.len() && node.sees.is_subset(&there))
     }
 
     /// Content appeared in or vanished from a node's containerd.
@@ -397,6 +424,13 @@ impl Watch {
         node.announced.compare(at, &node.containerd);
         self.stirred_at = self.stirred_at.max(at);
         self.due.insert(name.to_owned());
+    }
+
+    /// Nodes other than `asker` whose process runs and whose containerd has all of an image.
+    #[must_use]
+    pub fn holders(&self, asker: &str, image: &Image) -> Vec<String> {
+        let others = self.nodes.iter().filter(|(name, node)| *name != asker && node.running);
+        others.filter(|(_, node)| node.containerd.has_image(image)).map(|(name, _)| name.clone()).collect()
     }
 
     /// Checks what is late.

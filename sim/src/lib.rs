@@ -15,6 +15,7 @@ pub mod node;
 pub mod puller;
 pub mod scenario;
 pub mod scenarios;
+pub mod soak;
 pub mod stories;
 pub mod trace;
 pub mod untruths;

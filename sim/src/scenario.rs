@@ -3,19 +3,22 @@
 //! and [`crate::light`] (cores alone, for large clusters and long times).
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, VecDeque},
-    fmt::Write as _,
+    fmt::{self, Write as _},
     sync::{Mutex, PoisonError},
     thread,
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
 use spegel_core::{Notice, Report};
 
 use crate::{
     fault::{Dns, Fault},
     image::Image,
     invariant::Work,
+    kubelet::TRIES_MAX,
     light,
     trace::Trace,
     upstream::UpstreamCounts,
@@ -25,7 +28,7 @@ use crate::{
 /// What happens in a run.
 #[derive(Clone, Debug)]
 pub struct Scenario {
-    pub(crate) name: &'static str,
+    pub(crate) name: Cow<'static, str>,
     pub(crate) driver: Driver,
     pub(crate) tick: Duration,
     pub(crate) nodes: Vec<NodePlan>,
@@ -43,9 +46,13 @@ pub struct Scenario {
 /// Judges a run that broke no invariant.
 pub type Expectation = fn(&Outcome) -> Result<(), String>;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Driver {
+/// What runs a scenario.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Driver {
+    /// [`whole`].
     Whole,
+    /// [`light`].
     Light,
 }
 
@@ -60,6 +67,8 @@ pub(crate) struct PullPlan {
     pub(crate) at: Duration,
     pub(crate) node: String,
     pub(crate) image: String,
+    /// How often it is tried, the first time included.
+    pub(crate) tries_max: u32,
 }
 
 /// How a pull went.
@@ -77,8 +86,23 @@ pub struct Pulled {
     pub took: Duration,
     /// How often it was tried; the kubelet does so again after a failure.
     pub tries: u32,
+    /// The tries that failed, but for the last one.
+    pub failures: Vec<FailedTry>,
+    /// Nodes that had all of it when it began, and a process that runs.
+    pub holders: Vec<String>,
     /// Why it failed in the end, if it did.
     pub error: Option<String>,
+}
+
+/// A try after which the kubelet tried again.
+#[derive(Clone, Debug)]
+pub struct FailedTry {
+    /// When it began.
+    pub began: Duration,
+    /// When it ended.
+    pub ended: Duration,
+    /// Why.
+    pub cause: String,
 }
 
 /// What came of a run.
@@ -111,9 +135,9 @@ pub struct Outcome {
 impl Scenario {
     /// An empty scenario that ends after `ends_at` of virtual time.
     #[must_use]
-    pub fn new(name: &'static str, ends_at: Duration) -> Self {
+    pub fn new(name: impl Into<Cow<'static, str>>, ends_at: Duration) -> Self {
         Self {
-            name,
+            name: name.into(),
             driver: Driver::Whole,
             tick: Duration::from_millis(1),
             nodes: Vec::new(),
@@ -131,8 +155,8 @@ impl Scenario {
 
     /// The name under which it is replayed.
     #[must_use]
-    pub const fn name(&self) -> &'static str {
-        self.name
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Runs cores alone, without HTTP: time jumps from one event to the next.
@@ -189,8 +213,18 @@ impl Scenario {
 
     /// A pull.
     #[must_use]
-    pub fn pull(mut self, at: Duration, node: &str, image: &str) -> Self {
-        self.pulls.push(PullPlan { at, node: node.to_owned(), image: image.to_owned() });
+    pub fn pull(self, at: Duration, node: &str, image: &str) -> Self {
+        self.try_pull(at, node, image, TRIES_MAX)
+    }
+
+    /// A pull that is tried once only.
+    #[must_use]
+    pub fn pull_once(self, at: Duration, node: &str, image: &str) -> Self {
+        self.try_pull(at, node, image, 1)
+    }
+
+    fn try_pull(mut self, at: Duration, node: &str, image: &str, tries_max: u32) -> Self {
+        self.pulls.push(PullPlan { at, node: node.to_owned(), image: image.to_owned(), tries_max });
         self
     }
 
@@ -241,7 +275,7 @@ impl Scenario {
         self.run_into(seed, Trace::end())
     }
 
-    fn run_into(&self, seed: u64, trace: Trace) -> Outcome {
+    pub(crate) fn run_into(&self, seed: u64, trace: Trace) -> Outcome {
         let mut outcome = match self.driver {
             Driver::Whole => whole::run(self, seed, trace),
             Driver::Light => light::run(self, seed, trace),
@@ -283,7 +317,7 @@ impl Scenario {
     /// What a person needs to see when a seed fails.
     fn failure(&self, seed: u64) -> Option<String> {
         let outcome = self.run(seed);
-        let (first, name) = (outcome.trace.hash(), self.name);
+        let (first, name) = (outcome.trace.hash(), &self.name);
         let what = match outcome.error {
             Some(error) => error,
             None => {
@@ -303,6 +337,16 @@ impl Scenario {
         )
         .expect("writing to a string cannot fail");
         Some(text)
+    }
+}
+
+impl fmt::Display for Pulled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { image, took, tries, .. } = self;
+        match &self.error {
+            None => write!(f, "pulled {image} in {took:?}, try {tries}"),
+            Some(error) => write!(f, "gave up {image} after try {tries}: {error}"),
+        }
     }
 }
 

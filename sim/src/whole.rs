@@ -2,7 +2,7 @@
 //! network, each node a host with a runtime of its own.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     sync::{Arc, Mutex},
     time::{Duration, SystemTime},
@@ -21,10 +21,10 @@ use crate::{
     fault::{Fault, Lossy},
     image::Image,
     invariant::{Watch, agreement},
-    kubelet::{TRIES_MAX, retry_delay},
+    kubelet::retry_delay,
     node::{NodeParts, REGISTRY_PORT, Resolver, elapsed, lock, peer_of},
     puller::pull,
-    scenario::{NodePlan, Outcome, PullPlan, Pulled, Scenario},
+    scenario::{FailedTry, NodePlan, Outcome, PullPlan, Pulled, Scenario},
     trace::Trace,
     upstream::Upstream,
 };
@@ -34,6 +34,9 @@ const LATENCY_MAX: Duration = Duration::from_millis(4);
 
 /// Connections that may wait to be accepted; turmoil panics beyond.
 const BACKLOG: usize = 4096;
+
+/// How long containerd waits before it looks whether it is running.
+const CONTAINERD_POLL: Duration = Duration::from_secs(1);
 
 /// How often invariants that are not events are checked.
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);
@@ -55,11 +58,22 @@ struct World<'a> {
     pulls: Arc<Mutex<Vec<Pulled>>>,
     ready: Arc<Mutex<Vec<(String, Duration)>>>,
     reports: Arc<Mutex<BTreeMap<String, Report>>>,
-    /// Whether a partition lasts.
-    is_cut: bool,
     is_lossy: bool,
     /// What was frozen, and until when.
     thaws: Vec<(Duration, String)>,
+    /// What is wrong with each pair of nodes, the smaller index first.
+    links: BTreeMap<(usize, usize), Link>,
+    /// Nodes without power.
+    vanished: BTreeSet<String>,
+}
+
+/// Reasons for which nothing passes between two nodes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Link {
+    /// Partitions: connections are refused.
+    cuts: u32,
+    /// Nodes that are frozen or without power: silence.
+    silences: u32,
 }
 
 impl<'a> World<'a> {
@@ -131,9 +145,10 @@ impl<'a> World<'a> {
             pulls,
             ready,
             reports,
-            is_cut: false,
             is_lossy: false,
             thaws: Vec::new(),
+            links: BTreeMap::new(),
+            vanished: BTreeSet::new(),
         }
     }
 
@@ -210,7 +225,9 @@ impl<'a> World<'a> {
             Fault::Crash { node } => self.crash(now, node),
             Fault::Vanish { node } => {
                 // A partition would refuse connections at once; this is silence.
-                self.with_others(node, |sim, other| sim.hold(node.as_str(), other));
+                if self.vanished.insert(node.clone()) {
+                    self.change_links_of(node, |link| link.silences += 1);
+                }
                 self.crash(now, node);
             }
             Fault::Stop { node } => {
@@ -221,6 +238,9 @@ impl<'a> World<'a> {
                 }
             }
             Fault::Start { node } => {
+                if self.vanished.remove(node) {
+                    self.change_links_of(node, |link| link.silences = link.silences.saturating_sub(1));
+                }
                 if self.sim.is_host_running(node.as_str()) {
                     self.node(node).restart.notify_one();
                 } else {
@@ -228,26 +248,22 @@ impl<'a> World<'a> {
                 }
             }
             Fault::Freeze { node, pause } => {
-                self.with_others(node, |sim, other| sim.hold(node.as_str(), other));
+                self.change_links_of(node, |link| link.silences += 1);
                 lock(&self.watch).frozen(node, now + *pause);
                 self.thaws.push((now + *pause, node.clone()));
             }
             Fault::Partition { left, right } => {
-                self.is_cut = true;
                 lock(&self.watch).uneasy();
-                for left in left {
-                    for right in right {
-                        self.sim.partition(left.as_str(), right.as_str());
-                    }
-                }
+                self.change_links_between(left, right, |link| link.cuts += 1);
+            }
+            Fault::Reconnect { left, right } => {
+                self.change_links_between(left, right, |link| link.cuts = link.cuts.saturating_sub(1));
+                self.become_calm(now);
             }
             Fault::Repair => {
-                for (index, one) in self.nodes.iter().enumerate() {
-                    for other in &self.nodes[index + 1..] {
-                        self.sim.repair(one.name.as_str(), other.name.as_str());
-                    }
+                for pair in self.links.keys().copied().collect::<Vec<_>>() {
+                    self.change_link(pair, |link| link.cuts = 0);
                 }
-                self.is_cut = false;
                 self.become_calm(now);
             }
             Fault::Lossy(lossy) => {
@@ -256,10 +272,12 @@ impl<'a> World<'a> {
                 lock(&self.watch).uneasy();
                 self.become_calm(now);
             }
-            Fault::Corrupt { node } => self.node(node).containerd.corrupt(),
+            Fault::Corrupt { node } => self.node(node).containerd.set_corrupt(true),
+            Fault::Truthful { node } => self.node(node).containerd.set_corrupt(false),
             Fault::Slow { node, bytes_per_second } => {
-                self.node(node).containerd.slow_down(*bytes_per_second);
+                self.node(node).containerd.set_speed(Some(*bytes_per_second));
             }
+            Fault::FullSpeed { node } => self.node(node).containerd.set_speed(None),
             Fault::StartContainerd { node } => self.node(node).containerd.start(),
             Fault::StopContainerd { node } => {
                 let containerd = &self.node(node).containerd;
@@ -292,7 +310,7 @@ impl<'a> World<'a> {
     }
 
     fn become_calm(&self, now: Duration) {
-        if !self.is_cut && !self.is_lossy {
+        if self.links.values().all(|link| link.cuts == 0) && !self.is_lossy {
             lock(&self.watch).calm(now);
         }
     }
@@ -305,9 +323,39 @@ impl<'a> World<'a> {
         lock(&self.watch).ended(now, node);
     }
 
-    fn with_others(&self, node: &str, act: impl Fn(&Sim<'a>, &str)) {
-        for other in self.nodes.iter().filter(|other| other.name != node) {
-            act(&self.sim, &other.name);
+    fn index_of(&self, name: &str) -> usize {
+        let found = self.nodes.iter().position(|node| node.name == name);
+        found.expect("a scenario's faults name its own nodes")
+    }
+
+    fn change_links_of(&mut self, node: &str, change: impl Fn(&mut Link)) {
+        let node = self.index_of(node);
+        for other in (0..self.nodes.len()).filter(|other| *other != node) {
+            self.change_link((node.min(other), node.max(other)), &change);
+        }
+    }
+
+    fn change_links_between(&mut self, left: &[String], right: &[String], change: impl Fn(&mut Link)) {
+        for left in left {
+            for right in right {
+                let (left, right) = (self.index_of(left), self.index_of(right));
+                self.change_link((left.min(right), left.max(right)), &change);
+            }
+        }
+    }
+
+    /// Tells turmoil, which knows one state of each link, what all that is wrong with it comes to.
+    fn change_link(&mut self, pair: (usize, usize), change: impl Fn(&mut Link)) {
+        let link = self.links.entry(pair).or_default();
+        change(link);
+        let link = *link;
+        let (one, other) = (self.nodes[pair.0].name.as_str(), self.nodes[pair.1].name.as_str());
+        if link.cuts > 0 {
+            self.sim.partition(one, other);
+        } else if link.silences > 0 {
+            self.sim.hold(one, other);
+        } else {
+            self.sim.release(one, other);
         }
     }
 
@@ -316,7 +364,7 @@ impl<'a> World<'a> {
         self.thaws = later;
         let due: Vec<(Duration, String)> = due;
         for (_, node) in due {
-            self.with_others(&node, |sim, other| sim.release(node.as_str(), other));
+            self.change_links_of(&node, |link| link.silences = link.silences.saturating_sub(1));
         }
     }
 }
@@ -357,17 +405,26 @@ impl Host {
         let image = self.images.iter().find(|image| image.name == plan.image);
         let image = image.expect("a scenario's pulls name its own images");
         let mirror = (Ipv4Addr::LOCALHOST, REGISTRY_PORT).into();
-        let mut tries = 1;
+        let holders = lock(&parts.watch).holders(&plan.node, image);
+        parts.containerd.lease(image);
+        let (mut tries, mut failures) = (1, Vec::new());
         let (took, error) = loop {
-            let started = Instant::now();
+            while !parts.containerd.is_running() {
+                sleep(CONTAINERD_POLL).await;
+            }
+            let (began, started) = (elapsed(), Instant::now());
             let error = pull(image, &parts.containerd, &self.upstream, mirror).await.err();
             lock(&parts.watch).content_changed(elapsed(), &plan.node);
-            if error.is_none() || tries == TRIES_MAX {
+            if error.is_none() || tries == plan.tries_max {
                 break (started.elapsed(), error.map(|error| error.to_string()));
+            }
+            if let Some(error) = error {
+                failures.push(FailedTry { began, ended: elapsed(), cause: error.to_string() });
             }
             sleep(retry_delay(tries)).await;
             tries += 1;
         };
+        parts.containerd.release(image);
         let pulled = Pulled {
             node: plan.node,
             image: plan.image,
@@ -375,9 +432,11 @@ impl Host {
             ended_at: elapsed(),
             took,
             tries,
+            failures,
+            holders,
             error,
         };
-        parts.trace.note(elapsed(), &pulled.node, &format!("pulled {pulled:?}"));
+        parts.trace.note(elapsed(), &pulled.node, &pulled.to_string());
         lock(&self.pulled).push(pulled);
     }
 }

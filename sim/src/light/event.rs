@@ -71,6 +71,7 @@ pub(super) enum Event {
         attempt: AttemptId,
         holder: Index,
         skip: u64,
+        check_bytes_max: u64,
     },
     Body {
         node: Index,

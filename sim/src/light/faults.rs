@@ -4,9 +4,16 @@ use std::time::Duration;
 
 use spegel_core::Input;
 
-use super::{Event, Fault, Index, Lossy, World};
+use super::{Event, Fault, Index, Lossy, World, pull::BYTES_PER_SECOND};
 
 impl World<'_> {
+    /// Each pair of two groups, the smaller index first.
+    fn pairs(&self, left: &[String], right: &[String]) -> Vec<(Index, Index)> {
+        let right: Vec<_> = right.iter().map(|name| self.index_of(name)).collect();
+        let pair = |left: Index| right.iter().map(move |right| (left.min(*right), left.max(*right)));
+        left.iter().map(|name| self.index_of(name)).flat_map(pair).collect()
+    }
+
     pub(super) fn commit_fault(&mut self, fault: &Fault) {
         self.trace.note(self.now, "", &format!("{fault:?}"));
         match fault {
@@ -42,12 +49,18 @@ impl World<'_> {
             }
             Fault::Partition { left, right } => {
                 self.watch.uneasy();
-                for left in left {
-                    for right in right {
-                        let (left, right) = (self.index_of(left), self.index_of(right));
-                        self.cuts.insert((left.min(right), left.max(right)));
+                for pair in self.pairs(left, right) {
+                    *self.cuts.entry(pair).or_default() += 1;
+                }
+            }
+            Fault::Reconnect { left, right } => {
+                for pair in self.pairs(left, right) {
+                    if let Some(partitions) = self.cuts.get_mut(&pair) {
+                        *partitions = partitions.saturating_sub(1);
                     }
                 }
+                self.cuts.retain(|_, partitions| *partitions > 0);
+                self.become_calm();
             }
             Fault::Repair => {
                 self.cuts.clear();
@@ -62,9 +75,17 @@ impl World<'_> {
                 let node = self.index_of(node);
                 self.machines[node].corrupt = true;
             }
+            Fault::Truthful { node } => {
+                let node = self.index_of(node);
+                self.machines[node].corrupt = false;
+            }
             Fault::Slow { node, bytes_per_second } => {
                 let node = self.index_of(node);
                 self.machines[node].bytes_per_second = *bytes_per_second;
+            }
+            Fault::FullSpeed { node } => {
+                let node = self.index_of(node);
+                self.machines[node].bytes_per_second = BYTES_PER_SECOND;
             }
             Fault::StopContainerd { node } => {
                 let node = self.index_of(node);

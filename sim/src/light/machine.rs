@@ -37,6 +37,8 @@ pub(super) struct Machine {
     /// How far its wall clock is ahead.
     pub(super) ahead_seconds: i64,
     pub(super) stopping: bool,
+    /// Whether a process starts as soon as the one that is stopping has ended.
+    pub(super) start_again: bool,
     pub(super) corrupt: bool,
     pub(super) bytes_per_second: u64,
     pub(super) was_ready: bool,
@@ -94,6 +96,7 @@ pub(super) fn machine(index: Index, name: &str) -> Machine {
         is_upgraded: false,
         ahead_seconds: 0,
         stopping: false,
+        start_again: false,
         corrupt: false,
         bytes_per_second: BYTES_PER_SECOND,
         was_ready: false,

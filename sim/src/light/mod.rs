@@ -78,7 +78,8 @@ struct World<'a> {
     by_peer: BTreeMap<PeerId, Index>,
     by_name: BTreeMap<String, Index>,
     listed: Vec<(Duration, Index)>,
-    cuts: BTreeSet<(Index, Index)>,
+    /// Pairs that are cut off from each other, and by how many partitions.
+    cuts: BTreeMap<(Index, Index), u32>,
     lossy: Lossy,
     upstream: Upstream,
     clients: Vec<Client>,
@@ -130,7 +131,7 @@ impl<'a> World<'a> {
             by_peer,
             by_name,
             listed: Vec::new(),
-            cuts: BTreeSet::new(),
+            cuts: BTreeMap::new(),
             lossy: Lossy::NONE,
             upstream: Upstream::default(),
             clients: Vec::new(),
@@ -286,8 +287,8 @@ impl<'a> World<'a> {
                 self.arrive_reply(from, to, life, exchange, message);
             }
             Event::SendTimeout { node, life, exchange } => self.fail_send(node, life, exchange, "timed out"),
-            Event::Ask { node, life, pull, attempt, holder, skip } => {
-                self.arrive_ask(node, life, pull, attempt, holder, skip);
+            Event::Ask { node, life, pull, attempt, holder, skip, check_bytes_max } => {
+                self.arrive_ask(node, life, pull, attempt, holder, skip, check_bytes_max);
             }
             Event::Body { node, life, pull, attempt, interval } => {
                 self.flow(node, life, pull, attempt, interval);
@@ -297,6 +298,9 @@ impl<'a> World<'a> {
             Event::ProcessEnd { node, life } => {
                 if self.machines[node].life == life {
                     self.end_process(node);
+                    if self.machines[node].start_again {
+                        self.start(node);
+                    }
                 }
             }
         }
@@ -306,11 +310,13 @@ impl<'a> World<'a> {
         let (now, seed) = (self.now, self.seed);
         let machine = &mut self.machines[node];
         if machine.process.is_some() {
+            machine.start_again = machine.stopping;
             return;
         }
         machine.powered = true;
         machine.stopping = false;
         machine.is_later = machine.is_upgraded;
+        machine.start_again = false;
         machine.life += 1;
         // Each process draws other numbers than the one before.
         let seed = node_seed(seed.wrapping_add(machine.life << 32), &machine.name);
@@ -414,7 +420,9 @@ impl<'a> World<'a> {
             }
             Output::Reply { exchange, message } => self.reply(node, exchange, message),
             Output::Disconnect { .. } => {}
-            Output::Fetch { pull, attempt, peer, skip, .. } => self.ask(node, pull, attempt, &peer, skip),
+            Output::Fetch { pull, attempt, peer, skip, check_bytes_max, .. } => {
+                self.ask(node, pull, attempt, &peer, skip, check_bytes_max);
+            }
             Output::CancelFetch { pull, attempt } => {
                 if let Some(pull) = process.pulls.get_mut(&pull) {
                     pull.cancel(attempt);
@@ -469,7 +477,7 @@ impl<'a> World<'a> {
     fn reach(&self, from: Index, to: Index) -> Reach {
         let machine = &self.machines[to];
         let pair = (from.min(to), from.max(to));
-        if !machine.powered || machine.asleep_until > self.now || self.cuts.contains(&pair) {
+        if !machine.powered || machine.asleep_until > self.now || self.cuts.contains_key(&pair) {
             Reach::Silent
         } else if machine.process.is_none() {
             Reach::Refused

@@ -11,7 +11,8 @@ use spegel_core::{
 use super::{Event, Index, NEWS_LATENCY, Pulled, Reach, World};
 use crate::{
     containerd::LABEL_LATENCY,
-    kubelet::{RESUMES_MAX, TRIES_MAX, retry_delay},
+    kubelet::{RESUMES_MAX, retry_delay},
+    scenario::FailedTry,
     upstream::{self, Answer, THROTTLED_TRIES_MAX},
 };
 
@@ -29,6 +30,9 @@ pub(super) struct Client {
     began: Duration,
     tried_at: Duration,
     tries: u32,
+    tries_max: u32,
+    failures: Vec<FailedTry>,
+    holders: Vec<String>,
     /// Which of [`RESOLVE`], [`MANIFEST`], and the blobs.
     step: usize,
     got: u64,
@@ -92,12 +96,18 @@ impl World<'_> {
             return;
         }
         self.note(node, &format!("pull {}", plan.image));
+        let image_plan = &self.plan.images[image];
+        self.machines[node].containerd.lease(image_plan);
+        let holders = self.watch.holders(&plan.node, image_plan);
         let client = Client {
             node,
             image,
             began: self.now,
             tried_at: self.now,
             tries: 1,
+            tries_max: plan.tries_max,
+            failures: Vec::new(),
+            holders,
             step: RESOLVE,
             got: 0,
             spoilt: false,
@@ -210,9 +220,10 @@ impl World<'_> {
     fn fail(&mut self, client: usize, cause: &str) {
         let it = &mut self.clients[client];
         (it.step, it.got, it.resumes, it.throttled, it.waiting) = (RESOLVE, 0, 0, 0, None);
-        if it.tries >= TRIES_MAX {
+        if it.tries >= it.tries_max {
             return self.end_client(client, Some(cause.to_owned()));
         }
+        it.failures.push(FailedTry { began: it.tried_at, ended: self.now, cause: cause.to_owned() });
         let delay = retry_delay(it.tries);
         it.tries += 1;
         it.tried_at = self.now + delay;
@@ -223,7 +234,9 @@ impl World<'_> {
     fn end_client(&mut self, client: usize, error: Option<String>) {
         let it = &mut self.clients[client];
         it.over = true;
+        let (failures, holders) = (std::mem::take(&mut it.failures), std::mem::take(&mut it.holders));
         let (node, image) = (it.node, self.plan.images[it.image].name.clone());
+        self.machines[node].containerd.release(&self.plan.images[it.image]);
         let pulled = Pulled {
             node: self.machines[node].name.clone(),
             image,
@@ -231,9 +244,11 @@ impl World<'_> {
             ended_at: self.now,
             took: self.now.saturating_sub(it.tried_at),
             tries: it.tries,
+            failures,
+            holders,
             error,
         };
-        self.trace.note(self.now, &pulled.node, &format!("pulled {pulled:?}"));
+        self.trace.note(self.now, &pulled.node, &pulled.to_string());
         self.outcome.pulls.push(pulled);
     }
 
@@ -277,8 +292,9 @@ impl World<'_> {
 
     /// The machine is gone, its pulls with it.
     pub(super) fn lose_clients(&mut self, node: Index) {
-        for client in self.clients.iter_mut().filter(|client| client.node == node) {
+        for client in self.clients.iter_mut().filter(|client| client.node == node && !client.over) {
             client.over = true;
+            self.machines[node].containerd.release(&self.plan.images[client.image]);
         }
     }
 
@@ -300,7 +316,15 @@ impl World<'_> {
         self.again(pull.client, NEWS_LATENCY);
     }
 
-    pub(super) fn ask(&mut self, node: Index, pull: PullId, attempt: AttemptId, peer: &PeerId, skip: u64) {
+    pub(super) fn ask(
+        &mut self,
+        node: Index,
+        pull: PullId,
+        attempt: AttemptId,
+        peer: &PeerId,
+        skip: u64,
+        check_bytes_max: u64,
+    ) {
         let life = self.machines[node].life;
         let Some(holder) = self.by_peer.get(peer).copied() else { return };
         self.outcome.fetches.push((self.now, self.machines[holder].name.clone()));
@@ -310,9 +334,10 @@ impl World<'_> {
         }
         // A connection, then the request.
         let delay = self.latency() + self.latency() + self.latency();
-        self.after(delay, Event::Ask { node, life, pull, attempt, holder, skip });
+        self.after(delay, Event::Ask { node, life, pull, attempt, holder, skip, check_bytes_max });
     }
 
+    #[expect(clippy::too_many_arguments, reason = "the fields of one event")]
     pub(super) fn arrive_ask(
         &mut self,
         node: Index,
@@ -321,11 +346,14 @@ impl World<'_> {
         attempt: AttemptId,
         holder: Index,
         skip: u64,
+        check_bytes_max: u64,
     ) {
         match self.reach(node, holder) {
             Reach::Open => {}
             Reach::Silent => return,
-            Reach::Later(at) => return self.at(at, Event::Ask { node, life, pull, attempt, holder, skip }),
+            Reach::Later(at) => {
+                return self.at(at, Event::Ask { node, life, pull, attempt, holder, skip, check_bytes_max });
+            }
             Reach::Refused => {
                 let input = Input::FetchFailed { pull, attempt, cause: FetchError::Connect };
                 let latency = self.latency();
@@ -336,6 +364,7 @@ impl World<'_> {
             return;
         }
         let (holder_life, served) = (self.machines[holder].life, self.served(node, pull, holder));
+        let corrupt = self.machines[holder].corrupt;
         let process = self.machines[node].process.as_mut();
         let Some(it) = process.and_then(|process| process.pulls.get_mut(&pull)) else { return };
         let Some(asked) = it.attempts.get_mut(&attempt) else { return };
@@ -345,6 +374,11 @@ impl World<'_> {
                 // A head, which alone is asked for by tag, has no body.
                 let size = if it.tag.is_some() { 0 } else { size };
                 asked.body_bytes = size.saturating_sub(it.offset + skip);
+                if corrupt && asked.body_bytes > 0 && asked.body_bytes <= check_bytes_max {
+                    let input = Input::FetchFailed { pull, attempt, cause: FetchError::WrongContent };
+                    let latency = self.latency();
+                    return self.after(latency, Event::Input { node, life, input });
+                }
                 Input::FetchAnswered { pull, attempt, body_bytes: asked.body_bytes }
             }
             None => Input::FetchFailed { pull, attempt, cause: FetchError::NotFound },

@@ -21,6 +21,10 @@ const LARGE_PERCENT: u32 = 3;
 /// first.
 const ROUGH_PERCENT: u32 = 20;
 
+/// Of a hundred runs, how many have slow nodes throughout: bodies then take long enough for faults
+/// to fall into them.
+const SLOW_PERCENT: u32 = 25;
+
 /// When a cluster that starts in peace has formed.
 const FORMED_AT: Duration = Duration::from_secs(45);
 
@@ -116,7 +120,7 @@ pub fn draw(seed: u64) -> Plan {
         ends_at: healed_at,
         dns,
         nodes: dice.nodes(nodes, healed_at),
-        images: dice.images(if is_whole { WHOLE_LAYER_BYTES_MAX } else { LIGHT_LAYER_BYTES_MAX }),
+        images: dice.images(driver),
         preloads: Vec::new(),
         pulls: Vec::new(),
         troubles: Vec::new(),
@@ -130,6 +134,14 @@ pub fn draw(seed: u64) -> Plan {
             let trouble = dice.trouble(kind, &plan, trouble_from);
             plan.troubles.extend(trouble.filter(|it| !is_whole || !it.fault.needs_light()));
         }
+    }
+    if dice.percent(SLOW_PERCENT) {
+        let bytes_per_second = dice.skewed(100_000, 5_000_000) as u64;
+        let slow = |node: &PlannedNode| {
+            let fault = Fault::Slow { node: node.name.clone(), bytes_per_second };
+            Trouble { at: Duration::ZERO, until: healed_at, fault }
+        };
+        plan.troubles.extend(plan.nodes.iter().map(slow));
     }
     plan.troubles.sort_by_key(|trouble| trouble.at);
     plan.settled_at = plan.healed_at + settle(&plan);
@@ -225,7 +237,11 @@ impl Dice {
         (1..=count).map(planned).collect()
     }
 
-    fn images(&mut self, layer_bytes_max: u32) -> Vec<PlannedImage> {
+    fn images(&mut self, driver: Driver) -> Vec<PlannedImage> {
+        let layer_bytes_max = match driver {
+            Driver::Whole => WHOLE_LAYER_BYTES_MAX,
+            Driver::Light => LIGHT_LAYER_BYTES_MAX,
+        };
         let mut layers: Vec<Layer> = Vec::new();
         let images = self.skewed(1, 20);
         let odd_percent = if self.percent(20) { 30 } else { 0 };
@@ -246,9 +262,12 @@ impl Dice {
                 }
                 own.push(layer);
             }
-            let oddity = self
-                .percent(odd_percent)
-                .then(|| if self.percent(50) { Oddity::UnknownMediaType } else { Oddity::Garbled });
+            let oddity = self.percent(odd_percent).then(|| {
+                // The real registry cannot tell the media type of what is no JSON, and leaves it to
+                // the registry upstream.
+                let is_known = self.percent(50) || driver == Driver::Whole;
+                if is_known { Oddity::UnknownMediaType } else { Oddity::Garbled }
+            });
             planned.push(PlannedImage { name: format!("registry.test/app{n}:1"), oddity, layers: own });
         }
         planned

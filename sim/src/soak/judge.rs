@@ -132,7 +132,9 @@ fn longest(plan: &Plan, image: &PlannedImage, pulled: &Pulled, tried: &FailedTry
             continue;
         }
         // Both its beginning and its end break connections.
-        longest += INTERRUPTION_MAX * 2;
+        let edges = [trouble.at, trouble.ends_at()];
+        let edges = edges.iter().filter(|at| (tried.began..=tried.ended).contains(at)).count();
+        longest += INTERRUPTION_MAX * u32::try_from(edges).unwrap_or(u32::MAX);
         let is_own = |node: &String| *node == pulled.node;
         let waits = matches!(
             &trouble.fault,

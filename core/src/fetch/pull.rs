@@ -468,7 +468,7 @@ impl Pull {
         self.phase = Phase::Searching(search);
         // What a tag names may differ between holders, so that halves would not fit together.
         // And of a body that is all there, nothing is left to ask for.
-        let whole = self.given > 0 && self.total == Some(self.given);
+        let whole = self.total == Some(self.given);
         if self.digest.is_none() || whole {
             return self.end(cx, RefuseReason::HoldersExhausted);
         }

@@ -152,6 +152,19 @@ fn connect_failure_tries_the_peers_next_address_before_blaming_it() {
 }
 
 #[test]
+fn peer_that_was_reached_is_not_tried_at_its_next_address() {
+    use FetchError::{Interrupted, Malformed, NotFound, Refused, WrongContent};
+    for cause in [NotFound, Refused { status: 500 }, Interrupted, Malformed, WrongContent] {
+        let mut node = Node::new();
+        node.request(1, PullKind::Blob);
+        node.holders(1, vec![Candidate { addrs: vec![addr(1), addr(2)], ..candidate(1) }]);
+        node.drain();
+        node.fail(1, 0, cause);
+        assert_eq!(node.drain(), [refuse(1, RefuseReason::HoldersExhausted, 1)], "{cause:?}");
+    }
+}
+
+#[test]
 fn only_holder_whose_first_address_swallows_packets_is_hedged_by_its_second() {
     let mut node = Node::new();
     node.request(1, PullKind::Blob);
@@ -267,6 +280,18 @@ fn abandoned_pull_leaves_nothing_behind() {
     assert_eq!((node.drain(), node.fetch.in_flight(), node.fetch.poll_timeout()), (vec![], 0, None));
     let idle = node.health.report(node.now).iter().all(|report| report.in_flight == 0);
     assert!(idle, "every launch is released");
+}
+
+#[test]
+fn bytes_before_the_client_left_clear_their_sender_of_earlier_failures() {
+    for (sent, failures) in [(0, 1), (1, 0)] {
+        let mut node = Node::new();
+        node.health.on_failed(node.now, peer(1), Failure::Fetch(FetchError::Interrupted));
+        node.flow(1, &[1]);
+        node.progress(1, 0, sent, Duration::ZERO);
+        node.fetch.on_abandoned(node.now, PullId(1), &mut node.health);
+        assert_eq!(node.health.report(node.now)[0].failures, failures, "{sent} bytes");
+    }
 }
 
 #[test]
@@ -504,7 +529,15 @@ fn slow_holder_is_kept_where_leaving_makes_no_sense() {
     let mut node = Node::new();
     let current = node.flow(1, &[1, 2]);
     node.shun(if current == peer(1) { 2 } else { 1 });
-    node.progress_for(1, 0, slow, REPORT_INTERVAL, 4);
+    node.progress_for(1, 0, slow, REPORT_INTERVAL, 100);
+    assert_eq!(node.drain(), []);
+    // The other one is healthy, but does not have it.
+    let mut node = Node::new();
+    node.pull(1, PullKind::Blob, &[1, 2]);
+    node.fail(1, 0, FetchError::NotFound);
+    node.answer(1, 1, BLOB);
+    node.drain();
+    node.progress_for(1, 1, slow, REPORT_INTERVAL, 100);
     assert_eq!(node.drain(), []);
     // The client is slow, not the peer.
     let mut node = Node::new();
@@ -609,11 +642,15 @@ fn tag_that_breaks_off_is_not_pieced_together() {
 
 #[test]
 fn body_that_breaks_off_after_its_last_byte_is_simply_ended() {
-    let mut node = Node::new();
-    node.flow(1, &[1, 2]);
-    node.progress(1, 0, BLOB, Duration::ZERO);
-    node.fail(1, 0, FetchError::Interrupted);
-    assert_eq!(node.drain(), [truncate(1, RefuseReason::HoldersExhausted)]);
+    for length in [0, 1, BLOB] {
+        let mut node = Node::new();
+        node.pull(1, PullKind::Blob, &[1, 2]);
+        node.answer(1, 0, length);
+        node.drain();
+        node.progress(1, 0, length, Duration::ZERO);
+        node.fail(1, 0, FetchError::Interrupted);
+        assert_eq!(node.drain(), [truncate(1, RefuseReason::HoldersExhausted)], "{length} bytes");
+    }
 }
 
 #[test]

@@ -363,6 +363,28 @@ mod tests {
         assert_eq!(inspections.poll(now), None);
     }
 
+    #[test]
+    fn doubt_during_a_question_asks_again_if_there_is_no_answer_and_a_commit_with_patience() {
+        use Purpose::{Check, Committed};
+        for (meanwhile, purpose) in [
+            (&[Check][..], Check),
+            (&[Committed], Committed),
+            (&[Check, Committed], Committed),
+            (&[Committed, Check], Committed),
+        ] {
+            let now = test_time::start();
+            let mut inspections = Inspections::default();
+            inspections.want(&digest(0), Check);
+            assert_eq!(inspections.poll(now), Some(digest(0)));
+            meanwhile.iter().for_each(|purpose| assert!(inspections.want(&digest(0), *purpose)));
+            let inspected = inspections.on_inspected(&digest(0)).expect("asked");
+            assert!(inspections.rerun(&digest(0), &inspected, false), "{meanwhile:?}");
+            assert_eq!(inspections.poll(now), Some(digest(0)));
+            let again = inspections.on_inspected(&digest(0)).expect("asked");
+            assert_eq!(again.purpose, purpose, "{meanwhile:?}");
+        }
+    }
+
     /// A listing in the middle made the inventory give up on a blob whose metadata was late.
     #[test]
     fn recheck_keeps_the_patience_of_a_commit() {

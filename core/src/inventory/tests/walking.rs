@@ -74,6 +74,10 @@ fn each_manifest_is_read_once_for_all_images() {
     let reads: Vec<_> =
         f.drain().into_iter().filter(|event| matches!(event, Event::ReadManifest { .. })).collect();
     assert_eq!(reads.len(), 2);
+    f.inventory.on_image_changed(f.now, &root.image("r.test/c:1"));
+    assert!(!f.drain().contains(&root.wanted()), "a further name while it is being read");
+    f.inventory.on_image_deleted(f.now, "r.test/c:1");
+    f.drain();
     assert!(reads.contains(&root.wanted()) && reads.contains(&m1.wanted()));
     assert_eq!(f.read(&m1.digest, m1.bytes()), []);
     assert_eq!(f.read(&root.digest, root.bytes()), [], "the other platform's is not here");
@@ -312,8 +316,10 @@ fn unlabelled_content_of_allowed_images_is_served() {
     assert_eq!(served, BTreeSet::from([allowed.digest, digest("c"), digest("l")]));
     assert_eq!(f.served.tags.keys().collect::<Vec<_>>(), ["docker.io/a:1"]);
 
-    // The image goes, its content stays until containerd is listed again.
+    // The image goes, its content stays until containerd is listed again, whatever else changes.
     f.inventory.on_image_deleted(f.now, "docker.io/a:1");
+    f.inventory.on_image_changed(f.now, &other.image("r.test/b:1"));
+    f.drain();
     while !f.skip().contains(&Event::List) {
         assert_eq!(f.served.contents.len(), 3);
     }
@@ -321,6 +327,30 @@ fn unlabelled_content_of_allowed_images_is_served() {
     f.drain();
     f.skip();
     assert!(f.served.contents.is_empty());
+}
+
+#[test]
+fn content_shared_with_the_next_version_of_an_image_is_served_without_a_gap() {
+    let (old, new) = (manifest("c1", &["shared"]), manifest("c2", &["shared"]));
+    let leaves = ["c1", "c2", "shared"].map(|name| content(name, &[]));
+    let all = [&[old.content(), new.content()][..], &leaves].concat();
+    let name = "docker.io/a:1";
+    let mut f = Fixture::listed(docker_only(), listing(&[old.image(name)], &all));
+    f.read(&old.digest, old.bytes());
+    f.skip();
+    assert!(f.inventory.holds(&digest("shared")));
+
+    f.skip_until(&Event::List);
+    f.inventory.on_listed(f.now, listing(&[new.image(name)], &all));
+    f.drain();
+    f.inventory.handle_timeout(f.now + ATTRIBUTION_DELAY);
+    f.drain();
+    assert!(f.inventory.holds(&digest("shared")) && f.inventory.holds(&digest("c1")), "not all is read");
+    f.now += ATTRIBUTION_DELAY;
+    f.read(&new.digest, new.bytes());
+    f.skip();
+    let served: BTreeSet<_> = f.served.contents.keys().copied().collect();
+    assert_eq!(served, BTreeSet::from([new.digest, digest("c2"), digest("shared")]));
 }
 
 #[test]

@@ -322,6 +322,29 @@ mod tests {
     }
 
     #[test]
+    fn only_so_many_images_wait_whether_new_or_to_be_judged_again() {
+        let (mut intercept, now) = (Intercept::new(Filters::default()), start());
+        let some = 0..WAITING_MAX as u64;
+        for n in some.clone() {
+            intercept.on_blob_committed(now, digest(n));
+            intercept.on_image_changed(now, &image(n));
+        }
+        let later = now + LABEL_DELAY;
+        intercept.handle_timeout(later);
+        assert_eq!(intercept.waiting.len(), 0);
+        // As many others, less one.
+        for n in some.clone().skip(1) {
+            intercept.on_image_changed(later, &image(WAITING_MAX as u64 + n));
+        }
+        for n in some {
+            let refused = Inspection::Failed { cause: "connection refused".to_owned() };
+            intercept.on_inspected(later, &digest(n), &refused);
+        }
+        intercept.on_image_changed(later, &image(2 * WAITING_MAX as u64));
+        assert_eq!((intercept.waiting.len(), intercept.inspected.len()), (WAITING_MAX, WAITING_MAX));
+    }
+
+    #[test]
     fn image_that_is_heard_of_before_its_content_is_judged_all_the_same() {
         let (mut intercept, now) = (Intercept::new(Filters::default()), start());
         intercept.on_image_changed(now, &image(1));
@@ -344,5 +367,12 @@ mod tests {
         }
         assert!(recent.order.len() <= DIGESTS_MAX && recent.at.len() <= DIGESTS_MAX);
         assert!(recent.contains(now, &digest(2 * DIGESTS_MAX as u64 - 1)));
+
+        let mut recent = Recent::default();
+        recent.insert(now, digest(0));
+        recent.insert(now + REQUEST_MEMORY, digest(1));
+        assert!(recent.contains(now + REQUEST_MEMORY, &digest(0)), "not forgotten before its time");
+        recent.insert(now + REQUEST_MEMORY + Duration::from_nanos(1), digest(2));
+        assert_eq!((recent.order.len(), recent.at.len()), (2, 2), "nor kept beyond");
     }
 }

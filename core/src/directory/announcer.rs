@@ -58,6 +58,7 @@ pub(super) struct Announcer {
     reconciled_last: PeerId,
     /// Changes to what this node should know as an owner of what it holds itself.
     own: VecDeque<(Key, bool)>,
+    /// Taken after each call.
     sends: VecDeque<(PeerId, Announce)>,
     rng: Rng,
 }
@@ -102,7 +103,6 @@ impl Announcer {
     /// A member that is there may have forgotten all it was told: tells it again.
     pub(super) fn member_restarted(&mut self, now: Instant, roster: &Roster, peer: PeerId) {
         self.greetings.retain(|greeted| *greeted != peer);
-        self.sends.retain(|(to, _)| *to != peer);
         self.greet(now, roster, peer);
         let owned = self.held.iter().filter(|(_, owners)| owners.contains(&peer)).map(|(key, _)| *key);
         for key in owned.collect::<Vec<_>>() {
@@ -127,7 +127,6 @@ impl Announcer {
     pub(super) fn member_down(&mut self, now: Instant, roster: &Roster, peer: PeerId) {
         self.outboxes.close(peer);
         self.greetings.retain(|greeted| *greeted != peer);
-        self.sends.retain(|(to, _)| *to != peer);
         if self.outboxes.is_empty() {
             self.reconcile_at = None;
         }
@@ -205,7 +204,6 @@ impl Announcer {
             .collect();
         told.sort_unstable_by(|one, other| other.cmp(one));
         self.greetings.clear();
-        self.sends.clear();
         self.reconcile_at = None;
         told.into_iter().map(|(_, peer)| peer).collect()
     }
@@ -382,6 +380,18 @@ mod tests {
         let sent = sends(now, &mut announcer);
         assert_eq!(sent.len(), 3);
         assert!(sent.iter().all(|(_, announce)| announce.reset && announce.complete));
+    }
+
+    #[test]
+    fn nodes_of_large_clusters_do_not_turn_to_a_new_member_all_at_once() {
+        let greet_burst = u16::try_from(GREET_BURST).expect("fits");
+        for (others, at_once) in [(greet_burst, true), (greet_burst + 1, false), (500, false)] {
+            let (now, mut roster, mut announcer) = greeted(others - 1);
+            without_reconciliation(&mut announcer);
+            come_up(now, &mut roster, &mut announcer, others);
+            let greeted = sends(now, &mut announcer).iter().any(|(to, _)| *to == peer(others));
+            assert_eq!(greeted, at_once, "one of {others} other members");
+        }
     }
 
     #[test]

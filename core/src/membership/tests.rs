@@ -525,6 +525,15 @@ fn packet_beyond_the_maximum_is_refused() {
     assert_eq!(node.on_message(now, peer(1), &bytes), Err(Malformed));
 }
 
+/// How often it asks who is a member.
+fn asks(node: &mut Membership) -> usize {
+    let is_question =
+        |packet: &[u8]| Packet::decode(packet).is_ok_and(|packet| packet.header.message == Message::Announce);
+    std::iter::from_fn(|| node.poll_event())
+        .filter(|event| matches!(event, Event::Send { packet, .. } if is_question(packet)))
+        .count()
+}
+
 #[test]
 fn full_answer_to_a_newcomer_is_followed_by_another_question() {
     let now = crate::test_time::start();
@@ -535,11 +544,6 @@ fn full_answer_to_a_newcomer_is_followed_by_another_question() {
     };
     node.on_reply(now, peer(1), &feed(1, 2..150)).expect("is well formed");
     assert_eq!(node.len(), 149);
-    let asks = |node: &mut Membership| {
-        std::iter::from_fn(|| node.poll_event())
-            .filter(|e| matches!(e, Event::Send { packet, .. } if Packet::decode(packet).is_ok_and(|p| p.header.message == Message::Announce)))
-            .count()
-    };
     node.handle_timeout(now + CATCH_UP_INTERVAL - millis(1));
     assert_eq!(asks(&mut node), 0);
     node.handle_timeout(now + CATCH_UP_INTERVAL);
@@ -547,6 +551,37 @@ fn full_answer_to_a_newcomer_is_followed_by_another_question() {
     node.on_reply(now + secs(1), peer(2), &feed(2, 3..150)).expect("is well formed");
     node.handle_timeout(now + secs(2));
     assert_eq!(asks(&mut node), 0, "the second answer had no news");
+}
+
+#[test]
+fn only_a_full_answer_with_news_is_followed_by_another_question() {
+    let now = crate::test_time::start();
+    for (message, others, asks_again) in [
+        (Message::Feed, 150, true),
+        (Message::Feed, 3, false),
+        (Message::Gossip, 150, false),
+        (Message::Gossip, 3, false),
+    ] {
+        let mut node = Membership::new(member(0, 5), 1);
+        let updates = (2..others).map(|i| foca::Member::alive(Id(member(i, 5)))).collect();
+        let bytes = packet(member(1, 5), member(0, 5), message.clone(), updates);
+        node.on_reply(now, peer(1), &bytes).expect("is well formed");
+        assert_eq!(node.len(), others - 1);
+        asks(&mut node);
+        node.handle_timeout(now + CATCH_UP_INTERVAL);
+        assert_eq!(asks(&mut node) > 0, asks_again, "{message:?} of {others}");
+    }
+}
+
+#[test]
+fn node_that_was_frozen_listens_for_a_round_trip_before_it_judges() {
+    let mut cluster = Cluster::formed(3, 1);
+    let node = cluster.node(1);
+    let thawed = node.poll_timeout().expect("probes go on") + secs(20);
+    node.handle_timeout(thawed);
+    assert_eq!(node.poll_event(), None);
+    let next = node.poll_timeout().expect("probes go on");
+    assert_eq!(next, thawed + PROBE_RTT);
 }
 
 #[test]

@@ -90,3 +90,55 @@ impl Timers {
         self.due.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Member, test_time};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn suspect(incarnation: u16) -> Timer<Id> {
+        Timer::ChangeSuspectToDown { member_id: id(), incarnation, token: 0 }
+    }
+
+    fn id() -> Id {
+        let peer = PeerId::from_public_key([1; 32]);
+        Id(Member { peer, generation: 1, addrs: [].into(), router_port: 1, registry_port: 1, zone: None })
+    }
+
+    #[test]
+    fn later_timer_for_a_purpose_counts_unless_it_is_the_same_suspicion_again() {
+        for (first, second, delayed) in [
+            (suspect(1), suspect(1), false),
+            (suspect(1), suspect(2), true),
+            (Timer::RemoveDown(id()), Timer::RemoveDown(id()), true),
+            (Timer::PeriodicGossip(1), Timer::PeriodicGossip(1), true),
+            (Timer::PeriodicGossip(1), Timer::PeriodicGossip(2), true),
+        ] {
+            let (now, mut timers) = (test_time::start(), Timers::default());
+            timers.add(now, first.clone());
+            timers.add(now + SECOND, second.clone());
+            assert_eq!(timers.len(), 1);
+            let due = if delayed { now + SECOND } else { now };
+            assert_eq!(timers.next_at(), Some(due), "{second:?} after {first:?}");
+            assert_eq!(timers.pop(due), Some(second));
+        }
+    }
+
+    #[test]
+    fn postponed_timers_are_due_later_in_the_same_order_and_can_still_be_replaced() {
+        let (now, mut timers) = (test_time::start(), Timers::default());
+        timers.add(now + SECOND, Timer::PeriodicGossip(1));
+        timers.add(now, Timer::PeriodicAnnounce(1));
+        timers.add(now, suspect(1));
+        timers.postpone(SECOND);
+        timers.add(now + SECOND * 3, Timer::PeriodicAnnounce(2));
+        assert_eq!(timers.pop(now + SECOND - Duration::from_nanos(1)), None);
+        let order = [(1, suspect(1)), (2, Timer::PeriodicGossip(1)), (3, Timer::PeriodicAnnounce(2))];
+        for (due, timer) in order {
+            assert_eq!(timers.next_at(), Some(now + SECOND * due));
+            assert_eq!(timers.pop(now + SECOND * due), Some(timer));
+        }
+    }
+}

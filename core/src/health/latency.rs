@@ -75,6 +75,9 @@ mod tests {
         let before = latency.mean();
         latency.unanswered(ms(10));
         assert_eq!(latency.mean(), before, "a short wait says nothing of slow answers");
+        let before = latency.ninetieth();
+        latency.unanswered(latency.mean().expect("known"));
+        assert_eq!(latency.ninetieth(), before, "nor that answers are steady");
     }
 
     #[test]

@@ -84,3 +84,13 @@ impl fmt::Display for ExchangeId {
         self.0.fmt(f)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_shown_as_their_numbers() {
+        assert_eq!(format!("{} {} {}", PullId(7), AttemptId(8), ExchangeId(9)), "7 8 9");
+    }
+}

@@ -782,6 +782,20 @@ fn of_several_senders_each_is_kept_from_that_digest_only() {
 }
 
 #[test]
+fn peer_that_sent_no_byte_of_it_is_not_suspected() {
+    let mut node = Node::new();
+    let idle = node.flow(1, &[1, 2]);
+    node.progress(1, 0, 0, MS);
+    node.fail(1, 0, FetchError::Interrupted);
+    let sender = node.fetches()[0].peer;
+    node.answer(1, 1, BLOB);
+    node.complete(1, 1, BLOB);
+    node.request(2, PullKind::Blob);
+    assert!(node.rank_of(idle).is_some());
+    assert_eq!(node.rank_of(sender), None, "the only sender of what is asked for again");
+}
+
+#[test]
 fn content_that_appeared_or_was_not_wholly_delivered_raises_no_suspicion() {
     let mut node = Node::new();
     node.flow(1, &[1]);

@@ -515,6 +515,21 @@ mod tests {
     }
 
     #[test]
+    fn holder_that_adds_nothing_to_the_spread_over_zones_replaces_nobody() {
+        let mut ledger = ledger();
+        // One more of the first zone than of the others.
+        let most = u16::try_from(HOLDERS_PER_KEY_MAX).expect("fits");
+        let mut come_up = |number: u16| {
+            ledger.member_up(peer(number), zone(["a", "b", "c"][usize::from(number % 3)]));
+            ledger.apply(peer(number), &everything([1]));
+            ledger.keys[&key(1)].kept.clone()
+        };
+        assert_eq!(most % 3, 1);
+        let kept = (0..most).map(&mut come_up).last();
+        assert_eq!((most..2 * most).map(come_up).last(), kept);
+    }
+
+    #[test]
     fn askers_zone_comes_first_but_not_alone() {
         let mut ledger = ledger();
         for number in 0..40 {

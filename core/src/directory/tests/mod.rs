@@ -115,6 +115,23 @@ fn dead_owner_delays_one_lookup_and_not_the_next_ones() {
 }
 
 #[test]
+fn death_of_a_member_disturbs_no_exchange_with_others() {
+    let mut net = Net::settled(10);
+    let owners = net.owners(key(1));
+    let mut others = net.names().into_iter().filter(|name| !owners.contains(name));
+    let (asker, dead) = (others.next().expect("ten are more"), others.next().expect("ten are more"));
+    net.with(asker, |directory, now| {
+        directory.lookup(now, key(1));
+        let asked = std::iter::from_fn(|| directory.poll_event()).count();
+        assert_eq!(asked, 1);
+        directory.member_down(now, dead);
+        assert_eq!(directory.poll_event(), None, "it waits for the owner it asked");
+        directory.member_down(now, owners[0]);
+        assert!(matches!(directory.poll_event(), Some(Event::Send { to, .. }) if to == owners[1]));
+    });
+}
+
+#[test]
 fn lookup_without_any_answer_ends_in_time() {
     let mut net = Net::settled(5);
     net.cut_off.insert(peer(0));
@@ -282,11 +299,13 @@ fn thousand_members_and_ten_thousand_keys_are_fine() {
 fn strangers_and_nonsense_change_nothing() {
     let mut net = Net::settled(3);
     net.with(peer(0), |directory, now| {
+        directory.hold(now, key(2));
         let mut announce = Announce { add: vec![key(1)], complete: true, ..Announce::default() };
         announce.holds.add(&key(1));
         let reply = directory.on_announce(now, peer(99), &announce);
         assert_eq!(reply, Reply::Announced { synced: false });
         directory.on_goodbye(now, peer(99));
+        directory.on_goodbye(now, peer(0));
         directory.member_down(now, peer(99));
         directory.member_down(now, peer(0));
         directory.member_up(now, peer(0), None);
@@ -296,7 +315,7 @@ fn strangers_and_nonsense_change_nothing() {
         directory.cancel_lookup(done);
         directory.cancel_lookup(done);
         assert_eq!(directory.report().members, 3);
-        assert_eq!(directory.report().entries_owned, 0);
+        assert_eq!(directory.report().entries_owned, 1, "what it holds itself");
     });
 }
 

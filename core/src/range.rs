@@ -234,6 +234,8 @@ mod tests {
         ] {
             assert_eq!(header.parse::<ContentRange>(), Err(RangeError), "{header}");
         }
+        let part = ContentRange::new(2, 3, 10).expect("is one");
+        assert_eq!((part.first(), part.length(), part.size()), (2, 3, 10));
         assert_eq!(ContentRange::new(0, 0, 10), None);
         assert_eq!(ContentRange::new(u64::MAX, 1, u64::MAX), None);
     }

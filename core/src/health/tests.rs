@@ -320,3 +320,21 @@ fn peer(number: usize) -> PeerId {
 fn addr(host: u8) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, host], 5000))
 }
+
+#[test]
+fn peer_is_slow_below_the_floor_and_late_from_four_times_its_last_answer_on() {
+    let now = test_time::start();
+    for (rate, slow) in [(THROUGHPUT_FLOOR - 1, true), (THROUGHPUT_FLOOR, false)] {
+        let mut health = Health::new(1);
+        health.on_throughput(now, peer(1), rate, Duration::from_secs(1));
+        let differs = health.rank(now, &peer(1), true) > health.rank(now, &peer(2), true);
+        assert_eq!(differs, slow, "{rate} bytes per second");
+    }
+    let answer = MS * 100;
+    for (waited, failures) in [(answer * LATE_TIMES - TICK, 0), (answer * LATE_TIMES, 1)] {
+        let mut health = Health::new(1);
+        health.on_answered(now, peer(1), addr(1), answer);
+        health.on_unanswered(now, peer(1), waited);
+        assert_eq!(health.report(now)[0].failures, failures, "{waited:?}");
+    }
+}

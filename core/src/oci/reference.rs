@@ -306,7 +306,9 @@ mod tests {
         fn repositories_match_the_grammar_as_a_regex(text in "[a-c0._/-]{0,10}") {
             let component = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*";
             let grammar = regex::Regex::new(&format!("^{component}(?:/{component})*$")).expect("a regex");
-            prop_assert_eq!(text.parse::<Repository>().is_ok(), grammar.is_match(&text));
+            let repository = text.parse::<Repository>().ok();
+            let matching = grammar.is_match(&text).then_some(text.as_str());
+            prop_assert_eq!(repository.as_ref().map(Repository::as_str), matching);
         }
 
         #[test]

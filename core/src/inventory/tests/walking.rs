@@ -273,6 +273,7 @@ fn reads_are_bounded_and_paced() {
             if let Event::ReadManifest { digest } = event { Some(*digest) } else { None }
         }));
         assert!(wanted.len() <= walks::READS_IN_FLIGHT_MAX);
+        assert_eq!(f.inventory.report().reads_pending, roots.len() - total);
         events = match wanted.pop_front() {
             Some(digest) => {
                 total += 1;

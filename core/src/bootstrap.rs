@@ -52,16 +52,17 @@ pub(crate) const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a dial may take: as long as a connection may take to come about.
 const DIAL_TIMEOUT: Duration = CONNECT_TIMEOUT_MAX;
 
-/// Most dials at a time by a node that is alone, and most other nodes that one attempt reaches. Fewer and dead addresses hide living ones for
-/// several attempts; more is a herd when a whole cluster starts.
+/// Most dials at a time by a node that is alone, and most other nodes that one attempt reaches.
+/// Fewer and dead addresses hide living ones for several attempts; more is a herd when a whole
+/// cluster starts.
 const DIALS_MAX: usize = 5;
 
-/// Most nodes reached by an attempt of a node that has members, to see whether the cluster is whole. All
-/// nodes of both halves look, so one hit is enough; more is traffic without a reason.
+/// Most nodes reached by an attempt of a node that has members, to see whether the cluster is
+/// whole. All nodes of both halves look, so one hit is enough; more is traffic without a reason.
 const RECHECK_DIALS_MAX: usize = 2;
 
-/// Most dials of one attempt, those that reach nobody among them. Fewer and the few true addresses of a list
-/// that is mostly wrong are not found for hours; more is traffic at strangers' addresses.
+/// Most dials of one attempt, those that reach nobody among them. Fewer and the few true addresses
+/// of a list that is mostly wrong are not found for hours; more is traffic at strangers' addresses.
 const ATTEMPT_DIALS_MAX: usize = 30;
 
 /// Most addresses kept of an answer. Fewer and large clusters are joined by the same nodes by all;
@@ -78,8 +79,7 @@ const SELF_MEMORY: Duration = Duration::from_secs(600);
 const SELVES_MAX: usize = 256;
 
 /// How long an address that could not be reached, or whose node did not let this one in, is a last
-/// resort: doubles from the first to the
-/// most. Shorter and dead addresses keep living ones waiting; longer and a peer that has come back
+/// resort: doubles from the first to the most. Shorter and dead addresses keep living ones waiting; longer and a peer that has come back
 /// is passed over while there are others.
 const FAILURE_FIRST: Duration = Duration::from_secs(5);
 const FAILURE_MAX: Duration = Duration::from_secs(300);
@@ -140,6 +140,8 @@ pub(crate) struct Bootstrap {
     dials: BTreeMap<SocketAddr, Instant>,
     /// The last good answer, at most [`ADDRS_MAX`].
     answer: BTreeMap<SocketAddr, Option<PeerId>>,
+    /// Addresses of it that the one before had as well.
+    repeated: BTreeSet<SocketAddr>,
     /// Addresses that led back to this node, and until when that is believed.
     selves: BTreeMap<SocketAddr, Instant>,
     /// Addresses of the answer that could not be reached.
@@ -166,6 +168,7 @@ impl Bootstrap {
             reached: BTreeSet::new(),
             dials: BTreeMap::new(),
             answer: BTreeMap::new(),
+            repeated: BTreeSet::new(),
             selves: BTreeMap::new(),
             failures: BTreeMap::new(),
             outage_told: false,
@@ -196,7 +199,7 @@ impl Bootstrap {
             self.rng.shuffle(&mut addrs);
             addrs.truncate(ADDRS_MAX);
         }
-        self.answer.clear();
+        let before = std::mem::take(&mut self.answer);
         for BootstrapAddr { addr, peer } in addrs {
             let known = self.answer.entry(addr).or_insert(peer);
             // Two answers to who is there: whoever it is will say so.
@@ -204,6 +207,7 @@ impl Bootstrap {
                 *known = None;
             }
         }
+        self.repeated = before.into_keys().filter(|addr| self.answer.contains_key(addr)).collect();
         self.failures.retain(|addr, _| self.answer.contains_key(addr));
         self.outage_told = false;
         self.begin_dials(now);
@@ -348,6 +352,8 @@ impl Bootstrap {
             .partition(|(addr, _)| self.failures.get(addr).is_some_and(|failure| failure.retry_at > now));
         self.rng.shuffle(&mut fresh);
         self.rng.shuffle(&mut last_resort);
+        // Of a list that changes, what it says again is likelier to be true.
+        fresh.sort_by_key(|(addr, _)| !self.repeated.contains(addr));
         let mut chosen = fresh;
         if alone && chosen.is_empty() {
             chosen = last_resort;

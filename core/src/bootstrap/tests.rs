@@ -413,6 +413,25 @@ fn node_with_members_looks_again_now_and_then() {
 }
 
 #[test]
+fn what_a_changing_list_says_again_is_dialled_first() {
+    let mut world = World::new(1);
+    world.bootstrap.start(world.now);
+    let mut lies = 10..;
+    let mut list = || {
+        let entries: Vec<_> = lies.by_ref().take(100).collect();
+        Ok(answer([1].into_iter().chain(entries)))
+    };
+    world.run(HOUR, &mut list, |_| None);
+    let of_attempt = |at: Duration| -> Vec<_> {
+        world.dials.iter().filter(|(dialled_at, _)| *dialled_at == at).map(|(_, addr)| *addr).collect()
+    };
+    let (first, second) = (of_attempt(world.attempts[0]), of_attempt(world.attempts[1]));
+    assert_eq!(first.len(), ATTEMPT_DIALS_MAX);
+    assert!(!first.contains(&addr(1)), "this seed dials it at once: take another");
+    assert_eq!(second[0], addr(1), "{second:?}");
+}
+
+#[test]
 fn node_that_lost_all_members_asks_again_soon() {
     let mut world = World::new(1);
     world.bootstrap.start(world.now);

@@ -35,7 +35,7 @@ pub(crate) struct LookupId(u64);
 /// How much an answer is worth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// An owner has said so: these holders, or nobody.
+    /// Owners have said so: these holders, or nobody.
     Definitive,
     /// No owner could say; there may be holders. Only without any.
     Unanswered,
@@ -57,6 +57,8 @@ struct Lookup {
     waiting: VecDeque<PeerId>,
     /// Owners that have not answered.
     asked: Vec<PeerId>,
+    /// Named by owners that could not rule out others.
+    holders: Vec<PeerId>,
     hedge_at: Instant,
     deadline: Instant,
 }
@@ -96,23 +98,26 @@ impl Lookups {
         lookup
     }
 
-    /// Asks `owners`, given best first.
+    /// Asks `owners`, given best first. `holders` are known to this node, but maybe not all.
     pub(super) fn begin(
         &mut self,
         now: Instant,
         key: Key,
+        holders: Vec<PeerId>,
         owners: impl IntoIterator<Item = PeerId>,
     ) -> LookupId {
         if self.active.len() >= LOOKUPS_IN_FLIGHT_MAX {
-            return self.answer_at_once(Vec::new(), Outcome::Unanswered);
+            let outcome = Outcome::of(&holders);
+            return self.answer_at_once(holders, outcome);
         }
         let id = self.id();
         self.slow.retain(|_, until| now < *until);
         let (slow, mut waiting): (VecDeque<_>, VecDeque<_>) =
             owners.into_iter().partition(|owner| self.slow.contains_key(owner));
         waiting.extend(slow);
-        let deadline = now + self.patience();
-        self.active.insert(id, Lookup { key, waiting, asked: Vec::new(), hedge_at: now, deadline });
+        let patience = if holders.is_empty() { self.patience() } else { self.resolve_timeout };
+        let deadline = now + patience;
+        self.active.insert(id, Lookup { key, waiting, asked: Vec::new(), holders, hedge_at: now, deadline });
         self.ask_next(now, id);
         id
     }
@@ -122,7 +127,9 @@ impl Lookups {
         self.active.remove(&id);
     }
 
-    /// An owner answered; `holders` are usable, and `knows` rules out others.
+    /// An owner answered; `holders` are usable, and `knows` rules out others. If it does not,
+    /// those named may be the very ones that have just let go, and the next owner is asked too,
+    /// though not for longer than one owner may take.
     pub(super) fn found(
         &mut self,
         now: Instant,
@@ -134,11 +141,18 @@ impl Lookups {
         self.slow.remove(&owner);
         let Some(lookup) = self.active.get_mut(&id) else { return };
         lookup.asked.retain(|asked| *asked != owner);
-        if !holders.is_empty() || knows {
-            self.finish(id, holders, Outcome::Definitive);
-        } else {
-            self.ask_next(now, id);
+        for holder in holders {
+            if !lookup.holders.contains(&holder) {
+                lookup.holders.push(holder);
+            }
         }
+        if knows {
+            return self.finish(id, Outcome::Definitive);
+        }
+        if !lookup.holders.is_empty() {
+            lookup.deadline = lookup.deadline.min(now + self.resolve_timeout);
+        }
+        self.ask_next(now, id);
     }
 
     /// An owner did not answer.
@@ -173,7 +187,7 @@ impl Lookups {
                 self.ask_last(now, owner);
             }
             if gives_up {
-                self.finish(id, Vec::new(), Outcome::Unanswered);
+                self.give_up(id);
             } else {
                 self.ask_next(now, id);
             }
@@ -205,14 +219,27 @@ impl Lookups {
             lookup.hedge_at = now + self.resolve_timeout;
             self.steps.push_back(Step::Ask { lookup: id, owner, key: lookup.key });
         } else if lookup.asked.is_empty() {
-            self.finish(id, Vec::new(), Outcome::Unanswered);
+            self.give_up(id);
         }
     }
 
-    fn finish(&mut self, lookup: LookupId, holders: Vec<PeerId>, outcome: Outcome) {
-        if self.active.remove(&lookup).is_some() {
+    fn give_up(&mut self, id: LookupId) {
+        if let Some(lookup) = self.active.get(&id) {
+            self.finish(id, Outcome::of(&lookup.holders));
+        }
+    }
+
+    fn finish(&mut self, lookup: LookupId, outcome: Outcome) {
+        if let Some(Lookup { holders, .. }) = self.active.remove(&lookup) {
             self.steps.push_back(Step::Answered { lookup, holders, outcome });
         }
+    }
+}
+
+impl Outcome {
+    /// When owners that cannot rule out others have named these.
+    const fn of(holders: &[PeerId]) -> Self {
+        if holders.is_empty() { Self::Unanswered } else { Self::Definitive }
     }
 }
 
@@ -259,13 +286,13 @@ mod tests {
     }
 
     #[test]
-    fn first_answer_with_holders_wins_and_later_ones_are_ignored() {
+    fn first_answer_that_rules_out_others_wins_and_later_ones_are_ignored() {
         let (now, mut lookups) = start();
-        let id = lookups.begin(now, key(), owners());
+        let id = lookups.begin(now, key(), Vec::new(), owners());
         assert_eq!(steps(&mut lookups), asks(id, 1));
         lookups.handle_timeout(now + PATIENCE);
         assert_eq!(steps(&mut lookups), asks(id, 2));
-        lookups.found(now + PATIENCE, id, peer(2), vec![peer(9)], false);
+        lookups.found(now + PATIENCE, id, peer(2), vec![peer(9)], true);
         assert_eq!(steps(&mut lookups), answers(id, &[peer(9)], Outcome::Definitive));
         lookups.found(now + PATIENCE, id, peer(1), vec![peer(8)], true);
         lookups.failed(now + PATIENCE, id, peer(1));
@@ -275,9 +302,38 @@ mod tests {
     }
 
     #[test]
+    fn holders_named_by_owners_that_may_not_know_all_are_gathered() {
+        let (now, mut lookups) = start();
+        let id = lookups.begin(now, key(), Vec::new(), owners());
+        steps(&mut lookups);
+        // An owner for a moment only, which was told by one that has let go since.
+        lookups.found(now, id, peer(1), vec![peer(8)], false);
+        assert_eq!(steps(&mut lookups), asks(id, 2));
+        lookups.found(now, id, peer(2), vec![peer(9), peer(8)], true);
+        assert_eq!(steps(&mut lookups), answers(id, &[peer(8), peer(9)], Outcome::Definitive));
+        // This node is such an owner itself.
+        let id = lookups.begin(now, key(), vec![peer(7)], [peer(2)]);
+        assert_eq!(steps(&mut lookups), asks(id, 2));
+        lookups.failed(now, id, peer(2));
+        assert_eq!(steps(&mut lookups), answers(id, &[peer(7)], Outcome::Definitive));
+    }
+
+    #[test]
+    fn holders_already_named_wait_for_one_more_owner_at_most() {
+        let (now, mut lookups) = start();
+        let id = lookups.begin(now, key(), Vec::new(), owners());
+        lookups.found(now, id, peer(1), vec![peer(9)], false);
+        steps(&mut lookups);
+        lookups.handle_timeout(now + PATIENCE - TICK);
+        assert_eq!(steps(&mut lookups), []);
+        lookups.handle_timeout(now + PATIENCE);
+        assert_eq!(steps(&mut lookups), answers(id, &[peer(9)], Outcome::Definitive));
+    }
+
+    #[test]
     fn owner_that_knows_of_nobody_ends_it() {
         let (now, mut lookups) = start();
-        let id = lookups.begin(now, key(), owners());
+        let id = lookups.begin(now, key(), Vec::new(), owners());
         steps(&mut lookups);
         lookups.found(now, id, peer(1), Vec::new(), true);
         assert_eq!(steps(&mut lookups), answers(id, &[], Outcome::Definitive));
@@ -286,7 +342,7 @@ mod tests {
     #[test]
     fn owner_that_does_not_know_or_fails_makes_the_next_be_asked_at_once() {
         let (now, mut lookups) = start();
-        let id = lookups.begin(now, key(), owners());
+        let id = lookups.begin(now, key(), Vec::new(), owners());
         steps(&mut lookups);
         lookups.found(now, id, peer(1), Vec::new(), false);
         assert_eq!(steps(&mut lookups), asks(id, 2));
@@ -300,7 +356,7 @@ mod tests {
     #[test]
     fn silent_owners_are_hedged_and_given_up_exactly_at_the_deadline() {
         let (now, mut lookups) = start();
-        let id = lookups.begin(now, key(), owners());
+        let id = lookups.begin(now, key(), Vec::new(), owners());
         assert_eq!(lookups.poll_timeout(), Some(now + PATIENCE));
         steps(&mut lookups);
         lookups.handle_timeout(now + PATIENCE - TICK);
@@ -321,42 +377,42 @@ mod tests {
     fn patient_configuration_has_a_later_deadline() {
         let now = crate::test_time::start();
         let mut lookups = Lookups::new(Duration::from_secs(1));
-        lookups.begin(now, key(), [peer(1)]);
+        lookups.begin(now, key(), Vec::new(), [peer(1)]);
         assert_eq!(lookups.poll_timeout(), Some(now + Duration::from_secs(3) + DEADLINE_SLACK));
         let mut forever = Lookups::new(Duration::MAX);
-        forever.begin(now, key(), [peer(1)]);
+        forever.begin(now, key(), Vec::new(), [peer(1)]);
         assert_eq!(forever.poll_timeout(), Some(now + RESOLVE_TIMEOUT_MAX * 3 + DEADLINE_SLACK));
         let mut hasty = Lookups::new(Duration::ZERO);
-        hasty.begin(now, key(), owners());
+        hasty.begin(now, key(), Vec::new(), owners());
         assert_eq!(hasty.poll_timeout(), Some(now));
     }
 
     #[test]
     fn owner_that_let_one_wait_is_asked_last_for_a_while() {
         let (now, mut lookups) = start();
-        lookups.begin(now, key(), owners());
+        lookups.begin(now, key(), Vec::new(), owners());
         lookups.handle_timeout(now + PATIENCE);
         steps(&mut lookups);
         let slow_until = now + PATIENCE + SLOW_MEMORY;
-        let second = lookups.begin(slow_until - TICK, key(), owners());
+        let second = lookups.begin(slow_until - TICK, key(), Vec::new(), owners());
         assert_eq!(steps(&mut lookups), asks(second, 2));
-        let third = lookups.begin(slow_until, key(), owners());
+        let third = lookups.begin(slow_until, key(), Vec::new(), owners());
         assert_eq!(steps(&mut lookups), asks(third, 1));
         // It answers, late: it is back at once.
         lookups.failed(slow_until, third, peer(1));
         steps(&mut lookups);
         lookups.found(slow_until, third, peer(1), Vec::new(), false);
         steps(&mut lookups);
-        let fourth = lookups.begin(slow_until, key(), owners());
+        let fourth = lookups.begin(slow_until, key(), Vec::new(), owners());
         assert_eq!(steps(&mut lookups), asks(fourth, 1));
     }
 
     #[test]
     fn nobody_to_ask_is_unanswered_and_cancelled_says_nothing() {
         let (now, mut lookups) = start();
-        let id = lookups.begin(now, key(), []);
+        let id = lookups.begin(now, key(), Vec::new(), []);
         assert_eq!(steps(&mut lookups), answers(id, &[], Outcome::Unanswered));
-        let id = lookups.begin(now, key(), owners());
+        let id = lookups.begin(now, key(), Vec::new(), owners());
         steps(&mut lookups);
         lookups.cancel(id);
         lookups.found(now, id, peer(1), vec![peer(9)], true);
@@ -368,10 +424,10 @@ mod tests {
     fn lookups_in_flight_are_bounded() {
         let (now, mut lookups) = start();
         for _ in 0..LOOKUPS_IN_FLIGHT_MAX {
-            lookups.begin(now, key(), owners());
+            lookups.begin(now, key(), Vec::new(), owners());
         }
         steps(&mut lookups);
-        let id = lookups.begin(now, key(), owners());
+        let id = lookups.begin(now, key(), Vec::new(), owners());
         assert_eq!(steps(&mut lookups), answers(id, &[], Outcome::Unanswered));
         assert_eq!(lookups.in_flight(), LOOKUPS_IN_FLIGHT_MAX);
     }
@@ -379,7 +435,7 @@ mod tests {
     #[test]
     fn departed_owner_is_not_asked() {
         let (now, mut lookups) = start();
-        let id = lookups.begin(now, key(), owners());
+        let id = lookups.begin(now, key(), Vec::new(), owners());
         steps(&mut lookups);
         lookups.member_down(peer(2));
         lookups.failed(now, id, peer(1));

@@ -300,13 +300,14 @@ impl Directory {
             return self.lookups.answer_at_once(Vec::new(), Outcome::Definitive);
         }
         let owners = self.roster.owners(&key);
+        let mut holders = Vec::new();
         if owners.contains(&me) {
-            let holders = self.ledger.choose(&key, me, self.roster.zone(&me));
-            if !holders.is_empty() || self.knows(now, &key) {
+            holders = self.ledger.choose(&key, me, self.roster.zone(&me));
+            if self.knows(now, &key) {
                 return self.lookups.answer_at_once(holders, Outcome::Definitive);
             }
         }
-        self.lookups.begin(now, key, owners.iter().filter(|owner| *owner != me))
+        self.lookups.begin(now, key, holders, owners.iter().filter(|owner| *owner != me))
     }
 
     /// Nobody waits for the answer any more: no [`Event::Answered`] follows, unless it was

@@ -67,6 +67,9 @@ struct Lookup {
     asked: Vec<(u64, u8)>,
     /// Those asked who have neither answered nor failed.
     silent: Vec<u8>,
+    /// Named so far, and when the first of them was.
+    named: Vec<u8>,
+    named_ms: Option<u64>,
     is_over: bool,
 }
 
@@ -97,20 +100,28 @@ impl Reference {
             lookup.silent.push(owner);
             self.said.push(Said::Ask(at, owner));
         } else if lookup.silent.is_empty() {
-            self.answer(at, Vec::new(), Outcome::Unanswered);
+            self.answer(at, false);
         }
     }
 
-    fn answer(&mut self, at: usize, holders: Vec<u8>, outcome: Outcome) {
-        if !std::mem::replace(&mut self.lookups[at].is_over, true) {
-            self.said.push(Said::Answer(at, holders, outcome));
+    fn answer(&mut self, at: usize, is_all: bool) {
+        let lookup = &mut self.lookups[at];
+        if !std::mem::replace(&mut lookup.is_over, true) {
+            let tells = is_all || !lookup.named.is_empty();
+            let outcome = if tells { Outcome::Definitive } else { Outcome::Unanswered };
+            self.said.push(Said::Answer(at, lookup.named.clone(), outcome));
         }
+    }
+
+    fn deadline(lookup: &Lookup) -> u64 {
+        let all = lookup.began_ms + PATIENCE_MS;
+        lookup.named_ms.map_or(all, |named| all.min(named + RESOLVE_MS))
     }
 
     /// Whether somebody else must be asked, or it is given up; and when that is.
     fn wakes_at(lookup: &Lookup) -> Option<u64> {
         let hedge = lookup.asked.last().filter(|_| !lookup.left.is_empty()).map(|(at, _)| at + RESOLVE_MS);
-        let deadline = lookup.began_ms + PATIENCE_MS;
+        let deadline = Self::deadline(lookup);
         (!lookup.is_over).then(|| hedge.map_or(deadline, |hedge| hedge.min(deadline)))
     }
 
@@ -124,8 +135,8 @@ impl Reference {
         for at in due {
             let silent = self.lookups[at].silent.clone();
             self.seen.extend(silent.iter().map(|owner| (self.now_ms, *owner, false)));
-            if self.lookups[at].began_ms + PATIENCE_MS <= self.now_ms {
-                self.answer(at, Vec::new(), Outcome::Unanswered);
+            if Self::deadline(&self.lookups[at]) <= self.now_ms {
+                self.answer(at, false);
             } else {
                 self.ask_next(at);
             }
@@ -198,17 +209,26 @@ impl ReferenceStateMachine for LookupsReference {
             Transition::Begin { mut owners } => {
                 owners.sort_by_key(|owner| state.is_slow(*owner));
                 let (asked, silent) = (Vec::new(), Vec::new());
-                let lookup = Lookup { began_ms: state.now_ms, left: owners, asked, silent, is_over: false };
+                let (named, named_ms, began_ms) = (Vec::new(), None, state.now_ms);
+                let lookup =
+                    Lookup { began_ms, left: owners, asked, silent, named, named_ms, is_over: false };
                 state.lookups.push(lookup);
                 state.ask_next(state.lookups.len() - 1);
             }
             Transition::Found { lookup, owner, holders, knows } => {
                 state.seen.push((state.now_ms, owner, true));
-                state.lookups[lookup].silent.retain(|silent| *silent != owner);
-                if holders.is_empty() && !knows {
-                    state.ask_next(lookup);
+                let told = &mut state.lookups[lookup];
+                told.silent.retain(|silent| *silent != owner);
+                let news: Vec<_> =
+                    holders.into_iter().filter(|holder| !told.named.contains(holder)).collect();
+                told.named.extend(news);
+                if !told.named.is_empty() && !told.is_over {
+                    told.named_ms.get_or_insert(state.now_ms);
+                }
+                if knows {
+                    state.answer(lookup, true);
                 } else {
-                    state.answer(lookup, holders, Outcome::Definitive);
+                    state.ask_next(lookup);
                 }
             }
             Transition::Failed { lookup, owner } => {
@@ -283,7 +303,7 @@ impl StateMachineTest for LookupsTest {
         match transition {
             Transition::Begin { owners } => {
                 let key = key(test.ids.len() as u8);
-                let id = test.lookups.begin(now, key, owners.into_iter().map(peer));
+                let id = test.lookups.begin(now, key, Vec::new(), owners.into_iter().map(peer));
                 test.ids.push(id);
             }
             Transition::Found { lookup, owner, holders, knows } => {

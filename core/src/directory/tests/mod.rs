@@ -339,7 +339,7 @@ fn reply_that_does_not_fit_is_a_failure_and_useless_holders_are_dropped() {
 
     let exchange = ask(&mut directory);
     let holders = vec![peer(0), peer(77), peer(3), peer(3), peer(4)];
-    directory.on_reply(start, exchange, Reply::Found { holders, knows: false });
+    directory.on_reply(start, exchange, Reply::Found { holders, knows: true });
     let answer = directory.poll_event();
     let Some(Event::Answered { holders, outcome, .. }) = answer else { panic!("{answer:?}") };
     assert_eq!((holders, outcome), (vec![peer(3), peer(4)], Outcome::Definitive));

@@ -13,8 +13,10 @@ const LAYERS: [u64; 2] = [100_000, 100_000];
 const PATIENCE: Duration = Duration::from_secs(20);
 const PULL_MAX: Duration = Duration::from_secs(2);
 const FOUND_MAX: Duration = Duration::from_secs(5);
-/// As the `DaemonSet` does it: away for a moment, and the next only when this one is ready.
+/// As the `DaemonSet` does it: away for a moment, and the next only when the kubelet has seen that
+/// this one is ready. It looks once a second at most.
 const AWAY: Duration = Duration::from_millis(500);
+const PROBE_PERIOD: Duration = Duration::from_secs(1);
 const BETWEEN_PULLS: Duration = Duration::from_millis(200);
 
 #[test]
@@ -61,8 +63,8 @@ fn no_pull_fails_while_every_mirror_is_restarted() {
             node.spawn_spegel();
             let ready = cluster.expect("ready", node.wait_ready(PATIENCE));
             println!("{}: ready again after {ready:?}", node.name);
-            // The kubelet learns of readiness by a probe that comes later than ours.
             cluster.expect("a member", node.wait_members(cluster.nodes.len(), PATIENCE));
+            thread::sleep(PROBE_PERIOD);
         }
         done.store(true, Ordering::Relaxed);
         pulls.into_iter().flat_map(|pulls| pulls.join().expect("pulls go well")).collect()

@@ -79,8 +79,8 @@ const SELF_MEMORY: Duration = Duration::from_secs(600);
 const SELVES_MAX: usize = 256;
 
 /// How long an address that could not be reached, or whose node did not let this one in, is a last
-/// resort: doubles from the first to the most. Shorter and dead addresses keep living ones waiting; longer and a peer that has come back
-/// is passed over while there are others.
+/// resort: doubles from the first to the most. Shorter and dead addresses keep living ones waiting;
+/// longer and a peer that has come back is passed over while there are others.
 const FAILURE_FIRST: Duration = Duration::from_secs(5);
 const FAILURE_MAX: Duration = Duration::from_secs(300);
 

@@ -27,6 +27,7 @@ use crate::{
     inventory::{self, Inventory},
     membership::{self, Membership},
     message::{MessageError, Reply, Request},
+    oci::Digest,
     output::EXCHANGE_TIMEOUT_MAX,
     report::Report,
 };
@@ -147,7 +148,7 @@ impl Node {
             Input::BlobRemoved { digest } => self.inventory.on_blob_removed(now, &digest),
             Input::ContentWatched => self.inventory.on_content_watched(now),
             Input::WatchLost { cause } => self.inventory.on_watch_lost(now, cause),
-            Input::ChangesMissed { cause } => self.inventory.on_changes_missed(now, &cause),
+            Input::ChangesMissed { .. } => self.inventory.on_changes_missed(now),
             Input::Inspected { digest, outcome } => {
                 self.intercept.on_inspected(now, &digest, &outcome);
                 self.inventory.on_inspected(now, &digest, outcome);
@@ -261,9 +262,7 @@ impl Node {
         }
         while let Some(event) = self.intercept.poll_event() {
             self.outputs.push_back(match event {
-                intercept::Event::Inspect { digest } => {
-                    Output::Inspect { digest, timeout: inventory::INSPECT_TIMEOUT }
-                }
+                intercept::Event::Inspect { digest } => inspect(digest),
                 intercept::Event::Notice(notice) => Output::Notice(notice),
             });
         }
@@ -318,9 +317,7 @@ impl Node {
                 Output::ProbeContainerd { timeout: inventory::PROBE_TIMEOUT }
             }
             inventory::Event::List => Output::List { timeout: inventory::LIST_TIMEOUT },
-            inventory::Event::Inspect { digest } => {
-                Output::Inspect { digest, timeout: inventory::INSPECT_TIMEOUT }
-            }
+            inventory::Event::Inspect { digest } => inspect(digest),
             inventory::Event::ReadManifest { digest } => {
                 Output::ReadManifest { digest, timeout: inventory::READ_TIMEOUT }
             }
@@ -500,4 +497,9 @@ impl Node {
         self.directory.leave(now, self.membership.me().generation);
         self.fetch.shutdown();
     }
+}
+
+/// The same question whichever machine asks it.
+const fn inspect(digest: Digest) -> Output {
+    Output::Inspect { digest, timeout: inventory::INSPECT_TIMEOUT }
 }

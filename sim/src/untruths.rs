@@ -120,7 +120,8 @@ pub fn clocks_step() -> Scenario {
         })
 }
 
-/// Those that were there all the time took note of a node by then; if this was its last life, nobody lost it after.
+/// Those that were there all the time took note of a node by then; if this was its last life, nobody
+/// lost it after.
 fn expect_member_again(
     outcome: &Outcome,
     node: usize,

@@ -28,8 +28,9 @@ pub(crate) const PENDING_TTL: Duration = Duration::from_secs(60);
 
 /// How soon a delivery should be local content. From then on those who sent it are doubted:
 /// containerd fetches several layers at once and asks again in any order, so that a pull tried
-/// again would meet other layers of the same hostile peer before it proves it wrong. Shorter and a node whose disk is busy passes over good peers; as long as kubelet's pause before
-/// its next try (10 s) and that fails, too.
+/// again would meet other layers of the same hostile peer before it proves it wrong. Shorter and a
+/// node whose disk is busy passes over good peers; as long as kubelet's pause before its next try
+/// (10 s) and that fails, too.
 pub(crate) const APPEARS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Most pairs of digest and peer kept apart; beyond, the oldest is forgotten. Fewer and a peer

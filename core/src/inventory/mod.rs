@@ -299,7 +299,7 @@ impl Inventory {
     }
 
     /// Changes of the content directory may have been missed.
-    pub(crate) fn on_changes_missed(&mut self, now: Instant, _cause: &str) {
+    pub(crate) fn on_changes_missed(&mut self, now: Instant) {
         self.link.want_resync(now, &mut self.rng);
         self.settle(now);
     }

@@ -106,7 +106,8 @@ impl Current {
 
 impl ContainerdHandle {
     /// Carries out [`Output::ConnectContainerd`], [`Output::ProbeContainerd`], [`Output::List`],
-    /// [`Output::Inspect`] or [`Output::ReadManifest`]; returns at once. Any other output is not containerd's and ignored.
+    /// [`Output::Inspect`] or [`Output::ReadManifest`]; returns at once. Any other output is not
+    /// containerd's and ignored.
     pub fn perform(&self, output: Output) {
         // The adapter is gone only when the process ends.
         drop(self.orders.send(output));

@@ -418,8 +418,8 @@ fn watch_that_comes_after_a_listing_is_followed_by_another() {
 #[test]
 fn missed_changes_are_healed_by_a_listing_soon() {
     let mut f = Fixture::listed(Filters::default(), Listing::default());
-    f.inventory.on_changes_missed(f.now, "overflow");
-    f.inventory.on_changes_missed(f.now, "overflow");
+    f.inventory.on_changes_missed(f.now);
+    f.inventory.on_changes_missed(f.now);
     assert_eq!(f.drain(), []);
     let waited = f.skip_until(&Event::List);
     assert!(waited >= Duration::from_secs(1) && waited <= Duration::from_secs(2), "{waited:?}");

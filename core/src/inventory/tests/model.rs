@@ -339,7 +339,7 @@ impl World {
             }
             Step::Answer { nth, is_stale } => self.answer(nth, is_stale),
             Step::Fail { nth } => self.fail(nth),
-            Step::ChangesMissed => self.f.inventory.on_changes_missed(now, "overflow"),
+            Step::ChangesMissed => self.f.inventory.on_changes_missed(now),
             Step::Unreadable { blob } => {
                 self.f.inventory.on_content_unreadable(now, &self.blobs[blob].digest);
             }

@@ -31,7 +31,12 @@ test-real: build ## Run the tests on real containerd in network namespaces (as r
 
 .PHONY: sim
 sim: parts ## Replay one simulated scenario: make sim SCENARIO=... SEED=...
-	$(CARGO) run --locked -q -p spegel-sim -- $(SCENARIO) $(SEED)
+	$(CARGO) run --locked -q -p spegel-sim --bin spegel-sim -- $(SCENARIO) $(SEED)
+
+.PHONY: sim-scale
+sim-scale: NODES ?= 1000
+sim-scale: parts ## Simulate an hour of clusters of 100, 300 and NODES nodes, and compare
+	$(CARGO) run --release --locked -q -p spegel-sim --bin scale -- $(NODES)
 
 .PHONY: soak
 soak: MINUTES ?= 10

@@ -125,6 +125,8 @@ pub(crate) struct Bootstrap {
     started: bool,
     /// Live members other than this node.
     members: usize,
+    /// Whether the last attempt that ended reached nobody else.
+    found_nobody: bool,
     /// Bounds attempts whatever happens.
     pacer: Pacer,
     quick: Backoff,
@@ -160,6 +162,7 @@ impl Bootstrap {
             rng: Rng::new(seed, "bootstrap"),
             started: false,
             members: 0,
+            found_nobody: false,
             pacer: Pacer::new(ATTEMPT_INTERVAL, QUICK_ATTEMPTS),
             quick: Backoff::new(QUICK_FIRST, QUICK_MAX),
             attempt_at: None,
@@ -248,6 +251,11 @@ impl Bootstrap {
         }
     }
 
+    /// Whether nobody else was there when this node last looked.
+    pub(crate) fn found_nobody(&self) -> bool {
+        self.found_nobody
+    }
+
     /// There are `count` live members besides this node.
     pub(crate) fn on_members(&mut self, now: Instant, count: usize) {
         let before = std::mem::replace(&mut self.members, count);
@@ -310,6 +318,7 @@ impl Bootstrap {
 
     fn end_attempt_if_done(&mut self, now: Instant) {
         if self.attempt_at.is_none() && self.resolve_deadline.is_none() && self.dials.is_empty() {
+            self.found_nobody = self.reached.is_empty();
             self.plan(now);
         }
     }

@@ -45,7 +45,7 @@ pub use crate::{
     },
     inventory::{InventoryReport, QuarantinedImage, RegistryCounts},
     key::Key,
-    message::{Announce, Fingerprint, MESSAGE_SIZE_MAX, MessageError, Reply, Request},
+    message::{Announce, Compared, Fingerprint, MESSAGE_SIZE_MAX, MessageError, Reply, Request},
     node::Node,
     output::{CONNECT_TIMEOUT_MAX, EXCHANGE_TIMEOUT_MAX, Notice, Output, RefuseReason, Wake},
     peer::{Member, PeerId, PeerIdError, Zone},

@@ -71,7 +71,7 @@ impl From<decode::Error> for MessageError {
     }
 }
 
-/// How many keys a set has, and their exclusive or: two sets that differ have, but for chance,
+/// How many things a set has, keys or members, and their exclusive or: two sets that differ have, but for chance,
 /// different fingerprints, and one key is added or removed without looking at the others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fingerprint {
@@ -118,6 +118,19 @@ pub struct Announce {
     pub wants: bool,
 }
 
+/// How a member's view of who is alive differs from the asker's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Compared {
+    /// Not at all.
+    pub agrees: bool,
+    /// The member takes its view for complete, and this tells what the asker lacks of it.
+    pub complete: bool,
+    /// There are members after those of this page.
+    pub more: bool,
+    /// Records of members in order of their public keys, encoded as in gossip.
+    pub page: Vec<u8>,
+}
+
 /// What one node asks of another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
@@ -135,6 +148,13 @@ pub enum Request {
         /// Which life of the sender stops. A message that arrives after a restart says nothing about
         /// the life that followed. `None`: the sender does not tell, so whichever is known.
         generation: Option<u64>,
+    },
+    /// Is the receiver's view of who is alive the sender's? Answered with [`Reply::Compared`].
+    Compare {
+        /// The sender's view, itself in it.
+        view: Fingerprint,
+        /// If the views differ, tell members after this one.
+        after: Option<PeerId>,
     },
 }
 
@@ -159,6 +179,8 @@ pub enum Reply {
         /// The owner can rule out holders that it does not know.
         knows: bool,
     },
+    /// How views differ.
+    Compared(Compared),
 }
 
 impl Request {
@@ -190,6 +212,14 @@ impl Request {
                     body.number(0, *generation);
                 }
                 4
+            }
+            Self::Compare { view, after } => {
+                body.number(0, view.count);
+                body.bytes(1, &view.xor.to_be_bytes());
+                if let Some(after) = after {
+                    body.bytes(2, after.public_key());
+                }
+                5
             }
         };
         framed(kind, body)
@@ -227,6 +257,19 @@ impl Request {
                 })?;
                 Ok(Self::Goodbye { generation })
             }
+            5 => {
+                let (mut view, mut after) = (Fingerprint::default(), None);
+                for_each_field(body, |tag, value| {
+                    match tag {
+                        0 => view.count = value.u64()?,
+                        1 => view.xor = u128::from_be_bytes(fixed(value.bytes()?)?),
+                        2 => after = Some(PeerId::from_public_key(fixed(value.bytes()?)?)),
+                        _ => value.skip()?,
+                    }
+                    Ok(())
+                })?;
+                Ok(Self::Compare { view, after })
+            }
             _ => Err(MessageError::Unsupported { version, kind }),
         }
     }
@@ -252,6 +295,13 @@ impl Reply {
                 body.bytes(0, &joined(holders.iter().map(PeerId::public_key)));
                 body.flag(1, *knows);
                 4
+            }
+            Self::Compared(compared) => {
+                body.flag(0, compared.agrees);
+                body.flag(1, compared.complete);
+                body.flag(2, compared.more);
+                body.bytes(3, &compared.page);
+                5
             }
         };
         framed(kind, body)
@@ -290,6 +340,20 @@ impl Reply {
                     Ok(())
                 })?;
                 Ok(Self::Found { holders, knows })
+            }
+            5 => {
+                let mut compared = Compared::default();
+                for_each_field(body, |tag, value| {
+                    match tag {
+                        0 => compared.agrees = value.bool()?,
+                        1 => compared.complete = value.bool()?,
+                        2 => compared.more = value.bool()?,
+                        3 => compared.page = value.bytes()?.to_vec(),
+                        _ => value.skip()?,
+                    }
+                    Ok(())
+                })?;
+                Ok(Self::Compared(compared))
             }
             _ => Err(MessageError::Unsupported { version, kind }),
         }
@@ -462,6 +526,8 @@ mod tests {
             Request::Lookup { key: key(9) },
             Request::Goodbye { generation: Some(u64::MAX) },
             Request::Goodbye { generation: None },
+            Request::Compare { view: holds, after: Some(PeerId::from_public_key([3; 32])) },
+            Request::Compare { view: holds, after: None },
         ]
     }
 
@@ -475,6 +541,8 @@ mod tests {
             Reply::Announced { synced: false },
             Reply::Found { holders, knows: true },
             Reply::Found { holders: Vec::new(), knows: false },
+            Reply::Compared(Compared { agrees: false, complete: true, more: true, page: vec![1; 100] }),
+            Reply::Compared(Compared::default()),
         ]
     }
 
@@ -580,7 +648,7 @@ mod tests {
         }
 
         #[test]
-        fn damaged_messages_never_panic(which in 0_usize..7, at in any::<usize>(), byte in any::<u8>()) {
+        fn damaged_messages_never_panic(which in 0_usize..9, at in any::<usize>(), byte in any::<u8>()) {
             let mut request = requests()[which].encode();
             let at = at % request.len();
             request[at] = byte;

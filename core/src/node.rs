@@ -79,6 +79,7 @@ pub struct Node {
 #[derive(Clone, Copy, Debug)]
 enum Exchange {
     Swim(PeerId),
+    Compare(PeerId),
     Directory(u64),
 }
 
@@ -267,6 +268,13 @@ impl Node {
             });
         }
         for _ in 0..SETTLE_ROUNDS_MAX {
+            // A newcomer to a large cluster knows few members at first, and one that has not
+            // looked yet none.
+            let is_view_complete = match self.membership.len() {
+                0 => self.bootstrap.found_nobody(),
+                _ => self.membership.is_complete(),
+            };
+            self.directory.set_view_complete(is_view_complete);
             if let Some(event) = self.bootstrap.poll_event() {
                 self.route_bootstrap(now, event);
             } else if let Some(event) = self.membership.poll_event() {
@@ -341,6 +349,10 @@ impl Node {
         match event {
             membership::Event::Send { to, addrs, packet } => {
                 self.send(now, Exchange::Swim(to), to, addrs, &Request::Swim(packet), SWIM_TIMEOUT);
+            }
+            membership::Event::Compare { to, addrs, view, after } => {
+                let request = Request::Compare { view, after };
+                self.send(now, Exchange::Compare(to), to, addrs, &request, SWIM_TIMEOUT);
             }
             membership::Event::Up(member) => {
                 self.directory.member_up(now, member.peer, member.zone.clone());
@@ -443,6 +455,9 @@ impl Node {
                 }
                 Reply::Ack
             }
+            Ok(Request::Compare { view, after }) => {
+                Reply::Compared(self.membership.on_compare(now, from, view, after))
+            }
             // Of a later release: nothing is wrong with it.
             Err(MessageError::Unsupported { .. }) => Reply::Unsupported,
             Err(error) => {
@@ -472,8 +487,13 @@ impl Node {
                     self.note_malformed(now, from, error.to_string());
                 }
             }
-            // SWIM counts on packets being lost.
-            (Exchange::Swim(_), _) => {}
+            (Exchange::Compare(from), Some(Reply::Compared(compared))) => {
+                if let Err(error) = self.membership.on_compared(now, from, &compared) {
+                    self.note_malformed(now, from, error.to_string());
+                }
+            }
+            // SWIM counts on packets being lost, and views are soon compared again.
+            (Exchange::Swim(_) | Exchange::Compare(_), _) => {}
             (Exchange::Directory(exchange), Some(reply)) => self.directory.on_reply(now, exchange, reply),
             (Exchange::Directory(exchange), None) => self.directory.on_failed(now, exchange),
         }

@@ -1,4 +1,4 @@
-use spegel_core::{Announce, Fingerprint, Key, MESSAGE_SIZE_MAX, PeerId, Reply, Request};
+use spegel_core::{Announce, Compared, Fingerprint, Key, MESSAGE_SIZE_MAX, PeerId, Reply, Request};
 
 use crate::bytes::Bytes;
 
@@ -29,7 +29,11 @@ fn survives_reply(reply: &Reply) {
 }
 
 fn request_of(bytes: &mut Bytes<'_>) -> Request {
-    match bytes.below(4) {
+    match bytes.below(5) {
+        4 => Request::Compare {
+            view: Fingerprint { count: bytes.number(), xor: bytes.number().into() },
+            after: bytes.flag().then(|| PeerId::from_public_key([bytes.byte(); 32])),
+        },
         0 => Request::Swim(bytes.some().to_vec()),
         1 => Request::Lookup { key: Key::of_digest(&digest_of(bytes)) },
         2 => Request::Goodbye { generation: bytes.flag().then(|| bytes.number()) },
@@ -56,7 +60,13 @@ fn digest_of(bytes: &mut Bytes<'_>) -> spegel_core::oci::Digest {
 }
 
 fn reply_of(bytes: &mut Bytes<'_>) -> Reply {
-    match bytes.below(5) {
+    match bytes.below(6) {
+        5 => Reply::Compared(Compared {
+            agrees: bytes.flag(),
+            complete: bytes.flag(),
+            more: bytes.flag(),
+            page: bytes.some().to_vec(),
+        }),
         0 => Reply::Unsupported,
         1 => Reply::Ack,
         2 => Reply::Swim(bytes.some().to_vec()),

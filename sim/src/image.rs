@@ -1,6 +1,9 @@
 //! Images of the simulator: a manifest, a config and layers, all in memory.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::OnceLock,
+};
 
 use bytes::Bytes;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
@@ -9,6 +12,27 @@ use spegel_core::oci::{Descriptor, Digest};
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+/// Longest hollow layer.
+const HOLLOW_LAYER_MAX: usize = 64 << 20;
+
+/// A layer whose bytes nobody looks at, known by its name: only the light driver takes it.
+#[derive(Clone, Debug)]
+pub struct HollowLayer {
+    /// Equal names are the same layer.
+    pub name: String,
+    /// Its size, at most 64 MiB.
+    pub bytes: usize,
+}
+
+impl HollowLayer {
+    /// Zeros, which all such layers share, under the digest of the name.
+    fn content(&self) -> (Digest, Bytes) {
+        static ZEROS: OnceLock<Bytes> = OnceLock::new();
+        let zeros = ZEROS.get_or_init(|| vec![0; HOLLOW_LAYER_MAX].into());
+        (Digest::sha256_of(self.name.as_bytes()), zeros.slice(..self.bytes))
+    }
+}
 
 /// An image as a registry has it.
 #[derive(Clone, Debug)]
@@ -35,23 +59,32 @@ impl Image {
     /// An image of these layers, which other images may have too.
     #[must_use]
     pub fn of_layers(name: &str, layers: impl IntoIterator<Item = Bytes>) -> Self {
+        Self::of(name, layers.into_iter().map(|content| (Digest::sha256_of(&content), content)))
+    }
+
+    /// An image of layers that it may share with others, whose bytes do not matter.
+    #[must_use]
+    pub fn hollow(name: &str, layers: &[HollowLayer]) -> Self {
+        Self::of(name, layers.iter().map(HollowLayer::content))
+    }
+
+    fn of(name: &str, layers: impl Iterator<Item = (Digest, Bytes)>) -> Self {
         let mut contents = BTreeMap::new();
-        let mut add = |media_type: &str, content: Bytes| {
-            let digest = Digest::sha256_of(&content);
+        let mut add = |media_type: &str, digest: Digest, content: Bytes| {
             let size = content.len() as u64;
             contents.insert(digest, content);
             Descriptor { media_type: media_type.to_owned(), digest, size }
         };
-        let mut blobs =
-            vec![add(CONFIG_TYPE, Bytes::from(format!(r#"{{"architecture":"amd64","name":"{name}"}}"#)))];
-        blobs.extend(layers.into_iter().map(|content| add(LAYER_TYPE, content)));
+        let config = Bytes::from(format!(r#"{{"architecture":"amd64","name":"{name}"}}"#));
+        let mut blobs = vec![add(CONFIG_TYPE, Digest::sha256_of(&config), config)];
+        blobs.extend(layers.map(|(digest, content)| add(LAYER_TYPE, digest, content)));
         let described: Vec<String> = blobs.iter().map(describe).collect();
-        let manifest = format!(
+        let manifest = Bytes::from(format!(
             r#"{{"schemaVersion":2,"mediaType":"{MANIFEST_TYPE}","config":{},"layers":[{}]}}"#,
             described[0],
             described[1..].join(",")
-        );
-        let manifest = add(MANIFEST_TYPE, manifest.into());
+        ));
+        let manifest = add(MANIFEST_TYPE, Digest::sha256_of(&manifest), manifest);
         Self { name: name.to_owned(), manifest, blobs, contents, unreadable: BTreeSet::new() }
     }
 

@@ -82,6 +82,8 @@ pub struct Watch {
     /// When something happened last.
     stirred_at: Duration,
     by_peer: BTreeMap<PeerId, String>,
+    /// Whether a node that starts is an excuse for not finding what others have.
+    starts_disturb: bool,
     violation: Option<String>,
     /// Nodes that have something to do by a deadline.
     due: BTreeSet<String>,
@@ -128,9 +130,15 @@ impl Watch {
             whole_since: Some(Duration::ZERO),
             stirred_at: Duration::ZERO,
             by_peer: BTreeMap::new(),
+            starts_disturb: true,
             violation: None,
             due: BTreeSet::new(),
         }
+    }
+
+    /// Newcomers are no excuse: neither they nor others may rule out what is there.
+    pub const fn expect_of_newcomers(&mut self) {
+        self.starts_disturb = false;
     }
 
     /// A process began on a node.
@@ -153,7 +161,9 @@ impl Watch {
         };
         self.by_peer.insert(me, node.to_owned());
         self.nodes.insert(node.to_owned(), watched);
-        self.disturbed(at);
+        if self.starts_disturb {
+            self.disturbed(at);
+        }
     }
 
     /// A process ended, with all it knew.

@@ -13,6 +13,7 @@ mod kubelet;
 pub mod light;
 pub mod node;
 pub mod puller;
+pub mod scale;
 pub mod scenario;
 pub mod scenarios;
 pub mod soak;

@@ -40,6 +40,7 @@ pub struct Scenario {
     pub(crate) ends_at: Duration,
     pub(crate) quiet_from: Duration,
     pub(crate) agrees_at_end: bool,
+    pub(crate) starts_disturb: bool,
     expect: Expectation,
 }
 
@@ -149,6 +150,7 @@ impl Scenario {
             ends_at,
             quiet_from: ends_at,
             agrees_at_end: true,
+            starts_disturb: true,
             expect: |_| Ok(()),
         }
     }
@@ -256,6 +258,14 @@ impl Scenario {
         self
     }
 
+    /// A node that starts is no excuse for saying "nobody has it": neither it nor others may.
+    /// Light driver only.
+    #[must_use]
+    pub const fn expects_of_newcomers(mut self) -> Self {
+        self.starts_disturb = false;
+        self
+    }
+
     /// How a run that broke no invariant is judged.
     #[must_use]
     pub fn expect(mut self, expect: Expectation) -> Self {
@@ -280,10 +290,14 @@ impl Scenario {
             Driver::Whole => whole::run(self, seed, trace),
             Driver::Light => light::run(self, seed, trace),
         };
-        if outcome.error.is_none() {
-            outcome.error = (self.expect)(&outcome).err();
-        }
+        self.judge(&mut outcome);
         outcome
+    }
+
+    pub(crate) fn judge(&self, outcome: &mut Outcome) {
+        if outcome.error.is_none() {
+            outcome.error = (self.expect)(outcome).err();
+        }
     }
 
     /// Runs every seed twice, on all cores; the second run must leave the same trace.

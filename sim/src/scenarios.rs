@@ -45,6 +45,7 @@ const OTHERS: &[Named] = &[
     ("upstream_throttles_with_http", upstream_throttles_with_http),
     ("upstream_throttles_without_mirror", upstream_throttles_without_mirror),
     ("flash_crowd", flash_crowd),
+    ("newcomers_to_three_hundred", newcomers_to_three_hundred),
     ("idle_cluster", idle_cluster),
 ];
 
@@ -412,6 +413,26 @@ pub fn flash_crowd() -> Scenario {
         scenario = scenario.pull(seconds(5) + Duration::from_millis(5 * n as u64), &name(n), IMAGE);
     }
     scenario.expect(|outcome| expect_first_tries(outcome, 199, seconds(3)))
+}
+
+/// Ten nodes join three hundred and pull at once what three of them have had for long. A view of
+/// so many members takes several messages; until a newcomer has them all, neither it nor those
+/// that it is an owner for may say that nobody has the image.
+#[must_use]
+pub fn newcomers_to_three_hundred() -> Scenario {
+    let mut scenario = Scenario::new("newcomers_to_three_hundred", seconds(60))
+        .light()
+        .expects_of_newcomers()
+        .nodes(300)
+        .image(Image::new(IMAGE, 2, LAYER_BYTES, 1));
+    scenario = (1..=3).fold(scenario, |scenario, n| scenario.preload(&name(n), IMAGE));
+    for n in 301..=310 {
+        let at = seconds(40) + Duration::from_millis(37 * (n as u64 - 300));
+        // From before it has met anybody to when it has met all.
+        let pull_at = at + Duration::from_millis(4 * (n as u64 - 300).pow(2));
+        scenario = scenario.node(&name(n), at, at).pull(pull_at, &name(n), IMAGE);
+    }
+    scenario.expect(|outcome| expect_first_tries(outcome, 10, seconds(3)))
 }
 
 /// Twenty nodes with some content and nothing to do.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use sha2::{Digest as _, Sha256};
-use spegel_core::{Input, Output, PeerId, Reply, Request};
+use spegel_core::{Compared, Input, Output, PeerId, Reply, Request};
 
 /// Lines shown when a scenario fails.
 const TAIL_LINES: usize = 60;
@@ -198,6 +198,10 @@ fn request(message: &[u8]) -> String {
 fn reply(message: &[u8]) -> String {
     match Reply::decode(message) {
         Ok(Reply::Swim(packet)) => format!("Swim({} bytes)", packet.len()),
+        Ok(Reply::Compared(Compared { agrees, complete, more, page })) => format!(
+            "Compared {{ agrees: {agrees}, complete: {complete}, more: {more}, {} bytes }}",
+            page.len()
+        ),
         Ok(reply) => format!("{reply:?}"),
         Err(error) => format!("{} bytes: {error}", message.len()),
     }

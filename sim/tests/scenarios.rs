@@ -111,3 +111,9 @@ fn flash_crowd() {
 fn idle_cluster() {
     scenarios::idle_cluster().run_seeds(1..=SEEDS);
 }
+
+/// Each run is three hundred nodes that greet each other: few seeds.
+#[test]
+fn newcomers_to_three_hundred() {
+    scenarios::newcomers_to_three_hundred().run_seeds(1..=2);
+}

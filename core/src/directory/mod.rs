@@ -6,9 +6,9 @@
 //! were told ([`ledger`]), and whoever wants a key asks its owners ([`lookup`]). What a holder
 //! announced dies with its membership; a lost message is found out by comparing fingerprints.
 //!
-//! An answer without holders is *definitive* only of an owner that can rule out any: every live
-//! member has announced all it has to it, and it has been an owner of the key for long enough
-//! that holders know it is to be told.
+//! An answer without holders is *definitive* only of an owner that can rule out any: it knows all
+//! members, every live one has announced all it has to it, and it has been an owner of the key
+//! for long enough that holders know it is to be told.
 //!
 //! Decides neither who is a member, nor what this node holds, nor what becomes of the holders
 //! found: [`crate::Node`] tells it, sends what it says, and passes on answers.
@@ -138,6 +138,8 @@ pub(crate) struct Directory {
     exchanges: BTreeMap<u64, Exchange>,
     next_exchange: u64,
     events: VecDeque<Event>,
+    /// Whether this node knows all members; one that does not rules out nothing.
+    is_view_complete: bool,
     leaving: bool,
 }
 
@@ -153,8 +155,14 @@ impl Directory {
             exchanges: BTreeMap::new(),
             next_exchange: 0,
             events: VecDeque::new(),
+            is_view_complete: false,
             leaving: false,
         }
+    }
+
+    /// Whether the members told are all there are, as far as can be known.
+    pub(crate) fn set_view_complete(&mut self, is_complete: bool) {
+        self.is_view_complete = is_complete;
     }
 
     /// A member joined or came back.
@@ -297,7 +305,8 @@ impl Directory {
     fn begin_lookup(&mut self, now: Instant, key: Key) -> LookupId {
         let me = self.roster.me();
         if self.roster.others() == 0 {
-            return self.lookups.answer_at_once(Vec::new(), Outcome::Definitive);
+            let outcome = if self.is_view_complete { Outcome::Definitive } else { Outcome::Unanswered };
+            return self.lookups.answer_at_once(Vec::new(), outcome);
         }
         let owners = self.roster.owners(&key);
         let mut holders = Vec::new();
@@ -379,7 +388,9 @@ impl Directory {
 
     /// Whether this node can rule out holders of the key that it does not know.
     fn knows(&self, now: Instant, key: &Key) -> bool {
-        self.ledger.incomplete() == 0 && self.roster.owned_before_departures(now, key)
+        self.is_view_complete
+            && self.ledger.incomplete() == 0
+            && self.roster.owned_before_departures(now, key)
     }
 
     /// Of holders that an owner named, those this node can turn to.

@@ -333,6 +333,22 @@ impl Codec<Id> for CborCodec {
     }
 }
 
+/// A record as it travels.
+pub(super) fn encode_record(member: &foca::Member<Id>) -> Vec<u8> {
+    let mut record = Vec::new();
+    CborCodec.encode_member(member, &mut record).expect("memory has room");
+    record
+}
+
+/// Reads records until the end of the bytes.
+pub(super) fn decode_records(mut bytes: &[u8]) -> Result<Vec<foca::Member<Id>>, CodecError> {
+    let mut records = Vec::new();
+    while bytes.has_remaining() {
+        records.push(CborCodec.decode_member(&mut bytes)?);
+    }
+    Ok(records)
+}
+
 /// Encodes all of `value` or leaves `buf` alone.
 fn put<T: Encode<()>>(value: &T, mut buf: impl BufMut) -> Result<(), CodecError> {
     let bytes = minicbor::to_vec(value).expect("writing to memory cannot fail, nor can our own encoders");

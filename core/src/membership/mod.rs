@@ -12,6 +12,7 @@ mod codec;
 #[cfg(test)]
 mod tests;
 mod timers;
+mod view;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -27,8 +28,9 @@ use rand::rngs::ChaCha8Rng;
 use self::{
     codec::{CborCodec, CodecError, Id, Packet, usable_addrs},
     timers::Timers,
+    view::View,
 };
-use crate::{Member, PeerId, output::soonest, rng::Rng};
+use crate::{Member, PeerId, message::Fingerprint, output::soonest, rng::Rng};
 
 /// How often each node probes one other. Shorter costs every node messages for ever; longer and
 /// a dead peer is asked for content for longer. A death is seen after about one period, proven
@@ -60,10 +62,6 @@ const TRANSMISSIONS_MAX: NonZeroU8 = NonZeroU8::new(15).expect("not zero");
 const GOSSIP_INTERVAL: Duration = Duration::from_millis(250);
 const GOSSIP_FANOUT: NonZeroUsize = NonZeroUsize::new(2).expect("not zero");
 
-/// How often a random member is asked for the members it knows: heals what gossip missed.
-/// Rarer and a missed join stays unknown for longer; more often are large answers without news.
-const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(30);
-
 /// How often a random member that is down is greeted, so that the halves of a partition find
 /// each other. Rarer and they stay apart longer; more often are dials to the dead.
 const ANNOUNCE_DOWN_INTERVAL: Duration = Duration::from_secs(20);
@@ -90,10 +88,6 @@ const EVENTS_MAX: usize = 4096;
 /// introducing it to another member. Shorter repeats itself to a slow peer; longer and this node
 /// is suspected meanwhile.
 const INTRODUCE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How soon the next member is asked for members when the answer of one was too full to name
-/// all. Shorter asks in a burst; longer and a newcomer to a large cluster knows few for longer.
-const CATCH_UP_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How late a timer must be for this process to have been frozen. Shorter than a busy executor
 /// delays timers and failure detection slows down under load; longer and a thawed process
@@ -138,6 +132,18 @@ pub(crate) enum Event {
         /// The packet, at most [`PACKET_SIZE_MAX`].
         packet: Vec<u8>,
     },
+    /// Compare views; the answer, if any, goes to [`Membership::on_compared`]. Losing it is
+    /// harmless.
+    Compare {
+        /// With whom.
+        to: PeerId,
+        /// Where it may be reached.
+        addrs: Vec<SocketAddr>,
+        /// This node's view.
+        view: Fingerprint,
+        /// Whom to tell about, should views differ: members after this one.
+        after: Option<PeerId>,
+    },
     /// A peer is a member now.
     Up(Member),
     /// A member has a newer generation: restarted, other addresses, or declared down wrongly.
@@ -172,6 +178,9 @@ pub(crate) struct Membership {
     corrected: BTreeMap<PeerId, Instant>,
     /// Whether timers were postponed since any fired.
     postponed: bool,
+    /// Gossips next, not before it is due; held back while there is no news.
+    gossip_timer: Option<(Instant, foca::Timer<Id>)>,
+    view: View,
     left: bool,
     /// [`MEMBERS_MAX`]; tests make do with fewer.
     members_max: usize,
@@ -199,7 +208,8 @@ impl Membership {
             remove_down_after: Some(FORGET_AFTER),
             max_packet_size: NonZeroUsize::new(PACKET_SIZE_MAX).expect("not zero"),
             notify_down_members: true,
-            periodic_announce: Some(each(ANNOUNCE_INTERVAL, NonZeroUsize::MIN)),
+            // Its answer is as long as there are members: see `view`.
+            periodic_announce: None,
             periodic_announce_to_down_members: Some(each(ANNOUNCE_DOWN_INTERVAL, NonZeroUsize::MIN)),
             periodic_gossip: Some(each(GOSSIP_INTERVAL, GOSSIP_FANOUT)),
         };
@@ -217,6 +227,8 @@ impl Membership {
             born_as,
             corrected: BTreeMap::new(),
             postponed: false,
+            gossip_timer: None,
+            view: View::default(),
             left: false,
             members_max: MEMBERS_MAX,
             events: VecDeque::new(),
@@ -259,6 +271,10 @@ impl Membership {
     pub(crate) fn join(&mut self, now: Instant, peer: PeerId, addr: SocketAddr) {
         if self.left || peer == self.me().peer {
             return;
+        }
+        // Its answer to an announcement would be as long as there are members.
+        if self.members.contains_key(&peer) {
+            return self.ask(peer, None);
         }
         // Generation 0: whatever life of it is there.
         let target = Member {
@@ -311,6 +327,8 @@ impl Membership {
         self.left = true;
         self.timers.clear();
         self.announce_at = None;
+        self.gossip_timer = None;
+        self.view = View::default();
     }
 
     /// `peer` says that its life of this generation ends, or whichever is known. Returns whether
@@ -346,6 +364,7 @@ impl Membership {
             let _ = self.foca.handle_timer(timer, &mut self.runtime);
             self.flush(now, None);
         }
+        self.compare_if_due(now);
         if self.announce_at.is_some_and(|at| at <= now) {
             self.announce_at = None;
             let chosen = self.rng.below(self.members.len());
@@ -361,7 +380,7 @@ impl Membership {
 
     /// When to call [`Membership::handle_timeout`] next.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        soonest(self.timers.next_at(), self.announce_at)
+        soonest(soonest(self.timers.next_at(), self.announce_at), self.view.poll_timeout())
     }
 
     /// The next event; drain to `None` after every call.
@@ -421,15 +440,17 @@ impl Membership {
             return Ok(());
         }
         // The other way round: the sender must learn that it has to outdo an earlier life.
+        // What lives is looked up; only what does not is searched for.
+        let is_known = self.members.get(&from).is_some_and(|known| known.generation == src.generation);
         let mut known = self.foca.iter_membership_state().map(|known| &known.id().0);
-        let later = known.find(|known| known.peer == from && known.generation > src.generation).cloned();
+        let is_later = |known: &&Member| known.peer == from && known.generation > src.generation;
+        let later = if is_known { None } else { known.find(is_later).cloned() };
         drop(known);
         if let Some(later) = later {
             self.correct(now, later);
             return Ok(());
         }
 
-        let members_before = self.members.len();
         if self.foca.iter_membership_state().len() + packet.updates.len() >= self.members_max {
             let known: BTreeSet<PeerId> =
                 self.foca.iter_membership_state().map(|known| known.id().0.peer).collect();
@@ -443,12 +464,7 @@ impl Membership {
         self.foca
             .handle_data(encoded.as_deref().unwrap_or(bytes), &mut self.runtime)
             .map_err(|_| Malformed)?;
-        self.tell_changes();
-
-        let full = bytes.len() > PACKET_SIZE_MAX / 2;
-        if packet.header.message == Message::Feed && full && self.members.len() > members_before {
-            self.announce_at = soonest(self.announce_at, Some(now + CATCH_UP_INTERVAL));
-        }
+        self.tell_changes(now);
         Ok(())
     }
 
@@ -472,7 +488,7 @@ impl Membership {
     }
 
     /// Brings the mirror of live members up to date with what foca told.
-    fn tell_changes(&mut self) {
+    fn tell_changes(&mut self, now: Instant) {
         while let Some(notification) = self.runtime.to_notify() {
             match notification {
                 OwnedNotification::MemberUp(Id(member)) => {
@@ -501,18 +517,32 @@ impl Membership {
                 OwnedNotification::Idle | OwnedNotification::Defunct | OwnedNotification::Rejoin(_) => {}
             }
         }
+        if !self.left {
+            self.view.on_members(now, self.members.len());
+        }
     }
 
     /// Turns what foca wants into events and timers; keeps the first packet for `reply_to`.
     fn flush(&mut self, now: Instant, reply_to: Option<PeerId>) -> Option<Vec<u8>> {
-        self.tell_changes();
+        self.tell_changes(now);
         if self.introduced_as != self.me().generation {
             self.introduced_as = self.me().generation;
             self.accepted = false;
             self.announce_at = Some(now);
         }
         while let Some((delay, timer)) = self.runtime.to_schedule() {
-            self.timers.add(now + delay, timer);
+            if matches!(timer, foca::Timer::PeriodicGossip(_)) {
+                self.gossip_timer = Some((now + delay, timer));
+            } else {
+                self.timers.add(now + delay, timer);
+            }
+        }
+        // A node without news does not wake up four times a second to say nothing, and one that
+        // has said nothing for longer passes news on at once.
+        if self.foca.updates_backlog() > 0
+            && let Some((due_at, timer)) = self.gossip_timer.take()
+        {
+            self.timers.add(due_at.max(now), timer);
         }
         let mut reply = None;
         while let Some((Id(to), packet)) = self.runtime.to_send() {

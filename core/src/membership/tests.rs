@@ -10,8 +10,12 @@ use std::{
 use minicbor::Encoder;
 use proptest::prelude::*;
 
-use super::{codec::ANNOUNCE, *};
-use crate::{Zone, rng::Rng};
+use super::{codec::ANNOUNCE, view::CATCH_UP_MAX, *};
+use crate::{
+    Reply, Request, Zone,
+    message::{Compared, Fingerprint},
+    rng::Rng,
+};
 
 const LATENCY: Duration = Duration::from_millis(2);
 
@@ -44,6 +48,8 @@ fn member(number: usize, generation: u64) -> Member {
 enum Parcel {
     Message { from: usize, packet: Vec<u8> },
     Reply { from: usize, packet: Vec<u8> },
+    Compare { from: usize, view: Fingerprint, after: Option<PeerId> },
+    Compared { from: usize, compared: Compared },
 }
 
 struct Cluster {
@@ -115,11 +121,16 @@ impl Cluster {
 
     fn drain(&mut self, i: usize) {
         while let Some(event) = self.nodes[i].as_mut().and_then(Membership::poll_event) {
-            if let Event::Send { to, packet, .. } = event {
-                let to = self.numbers[&to];
-                self.post(i, to, Parcel::Message { from: i, packet });
-            } else {
-                self.log.push((self.now, i, event));
+            match event {
+                Event::Send { to, packet, .. } => {
+                    self.post(i, self.numbers[&to], Parcel::Message { from: i, packet });
+                }
+                Event::Compare { to, view, after, .. } => {
+                    self.post(i, self.numbers[&to], Parcel::Compare { from: i, view, after });
+                }
+                event @ (Event::Up(_) | Event::Changed(_) | Event::Down(_)) => {
+                    self.log.push((self.now, i, event));
+                }
             }
         }
         let wake = self.nodes[i].as_ref().and_then(Membership::poll_timeout);
@@ -130,10 +141,16 @@ impl Cluster {
     }
 
     fn post(&mut self, from: usize, to: usize, parcel: Parcel) {
-        let (Parcel::Message { packet, .. } | Parcel::Reply { packet, .. }) = &parcel;
-        assert!(packet.len() <= PACKET_SIZE_MAX);
+        let size = match &parcel {
+            Parcel::Message { packet, .. } | Parcel::Reply { packet, .. } => packet.len(),
+            Parcel::Compare { view, after, .. } => {
+                Request::Compare { view: *view, after: *after }.encode().len()
+            }
+            Parcel::Compared { compared, .. } => Reply::Compared(compared.clone()).encode().len(),
+        };
+        assert!(size <= PACKET_SIZE_MAX);
         self.sent += 1;
-        self.sent_bytes += packet.len() as u64;
+        self.sent_bytes += size as u64;
         if self.group[from] == self.group[to] {
             self.wire.insert((self.now + LATENCY, self.sent), (to, parcel));
         }
@@ -167,6 +184,13 @@ impl Cluster {
                 }
                 Parcel::Reply { from, packet } => {
                     node.on_reply(now, peer(from), &packet).expect("is well formed");
+                }
+                Parcel::Compare { from, view, after } => {
+                    let compared = node.on_compare(now, peer(from), view, after);
+                    self.post(to, from, Parcel::Compared { from: to, compared });
+                }
+                Parcel::Compared { from, compared } => {
+                    node.on_compared(now, peer(from), &compared).expect("is well formed");
                 }
             }
             self.drain(to);
@@ -209,7 +233,7 @@ impl Cluster {
     fn downs(&self) -> Vec<(usize, usize)> {
         let down = |(_, i, event): &(Instant, usize, Event)| match event {
             Event::Down(peer) => Some((*i, self.numbers[peer])),
-            Event::Send { .. } | Event::Up(_) | Event::Changed(_) => None,
+            Event::Send { .. } | Event::Compare { .. } | Event::Up(_) | Event::Changed(_) => None,
         };
         self.log.iter().filter_map(down).collect()
     }
@@ -525,52 +549,83 @@ fn packet_beyond_the_maximum_is_refused() {
     assert_eq!(node.on_message(now, peer(1), &bytes), Err(Malformed));
 }
 
-/// How often it asks who is a member.
-fn asks(node: &mut Membership) -> usize {
-    let is_question =
-        |packet: &[u8]| Packet::decode(packet).is_ok_and(|packet| packet.header.message == Message::Announce);
-    std::iter::from_fn(|| node.poll_event())
-        .filter(|event| matches!(event, Event::Send { packet, .. } if is_question(packet)))
-        .count()
+#[test]
+fn newcomer_to_a_large_cluster_knows_all_of_it_at_once() {
+    // Far more than one packet holds.
+    let mut cluster = Cluster::formed(700, 3);
+    cluster.run(CATCH_UP_MAX);
+    cluster.nodes.push(Some(Membership::new(member(700, GENERATION), 77)));
+    cluster.frozen.clear();
+    cluster.group.push(0);
+    cluster.numbers.insert(peer(700), 700);
+    cluster.wakes.push(None);
+    cluster.join(700, 5);
+    cluster.run(millis(100));
+    let newcomer = cluster.node(700);
+    assert_eq!((newcomer.len(), newcomer.is_complete()), (700, true));
 }
 
 #[test]
-fn full_answer_to_a_newcomer_is_followed_by_another_question() {
+fn view_is_complete_when_another_is_the_same() {
+    let mut cluster = Cluster::new(3, 1);
+    cluster.join(1, 0);
+    cluster.run(millis(20));
+    assert!(cluster.node(0).is_complete() && cluster.node(1).is_complete());
+    assert!(!cluster.node(2).is_complete(), "alone, it knows of nobody who could tell");
+}
+
+#[test]
+fn view_that_nobody_confirms_is_taken_for_complete_after_a_while() {
     let now = crate::test_time::start();
     let mut node = Membership::new(member(0, 5), 1);
-    let feed = |from: usize, numbers: std::ops::Range<usize>| {
-        let updates = numbers.map(|i| foca::Member::alive(Id(member(i, 5)))).collect();
-        packet(member(from, 5), member(0, 5), Message::Feed, updates)
-    };
-    node.on_reply(now, peer(1), &feed(1, 2..150)).expect("is well formed");
-    assert_eq!(node.len(), 149);
-    node.handle_timeout(now + CATCH_UP_INTERVAL - millis(1));
-    assert_eq!(asks(&mut node), 0);
-    node.handle_timeout(now + CATCH_UP_INTERVAL);
-    assert_eq!(asks(&mut node), 1);
-    node.on_reply(now + secs(1), peer(2), &feed(2, 3..150)).expect("is well formed");
-    node.handle_timeout(now + secs(2));
-    assert_eq!(asks(&mut node), 0, "the second answer had no news");
+    let feed = packet(member(1, 5), member(0, 5), Message::Feed, vec![]);
+    node.on_reply(now, peer(1), &feed).expect("is well formed");
+    node.handle_timeout(now + CATCH_UP_MAX - millis(1));
+    assert!(node.len() == 1 && !node.is_complete());
+    node.handle_timeout(now + CATCH_UP_MAX);
+    assert!(node.is_complete());
 }
 
 #[test]
-fn only_a_full_answer_with_news_is_followed_by_another_question() {
+fn equal_views_are_compared_without_telling_them() {
+    let mut small = Cluster::formed(20, 1);
+    let mut large = Cluster::formed(300, 1);
+    let idle = |cluster: &mut Cluster| {
+        cluster.run(secs(30));
+        let before = cluster.sent_bytes;
+        cluster.run(secs(120));
+        (cluster.sent_bytes - before) as f64 / cluster.nodes.len() as f64
+    };
+    let (small, large) = (idle(&mut small), idle(&mut large));
+    assert!(large < small * 1.1, "an idle node sends {small} bytes among 20, {large} among 300");
+}
+
+#[test]
+fn peer_that_keeps_asking_for_pages_is_told_few() {
     let now = crate::test_time::start();
-    for (message, others, asks_again) in [
-        (Message::Feed, 150, true),
-        (Message::Feed, 3, false),
-        (Message::Gossip, 150, false),
-        (Message::Gossip, 3, false),
-    ] {
-        let mut node = Membership::new(member(0, 5), 1);
-        let updates = (2..others).map(|i| foca::Member::alive(Id(member(i, 5)))).collect();
-        let bytes = packet(member(1, 5), member(0, 5), message.clone(), updates);
-        node.on_reply(now, peer(1), &bytes).expect("is well formed");
-        assert_eq!(node.len(), others - 1);
-        asks(&mut node);
-        node.handle_timeout(now + CATCH_UP_INTERVAL);
-        assert_eq!(asks(&mut node) > 0, asks_again, "{message:?} of {others}");
-    }
+    let mut cluster = Cluster::formed(40, 1);
+    let mut bytes_in = |after: u64| -> usize {
+        let now = now + millis(after);
+        let asked = (0..1000).map(|_| cluster.node(0).on_compare(now, peer(1), Fingerprint::default(), None));
+        asked.map(|compared| compared.page.len()).sum()
+    };
+    let (burst, later) = (bytes_in(3_600_000), bytes_in(3_600_100));
+    assert!(burst > 100_000 && burst < 350_000, "{burst} bytes in a burst: is the pacer asked?");
+    assert!(later < 60_000, "{later} bytes in a tenth of a second");
+}
+
+#[test]
+fn comparison_that_goes_backwards_is_refused() {
+    let now = crate::test_time::start();
+    let mut cluster = Cluster::formed(2, 1);
+    let mut page = Vec::new();
+    let mut records: Vec<_> = (5..8).map(|i| foca::Member::alive(Id(member(i, GENERATION)))).collect();
+    records.sort_by_key(|record| std::cmp::Reverse(record.id().0.peer));
+    records.iter().for_each(|record| page.extend(codec::encode_record(record)));
+    let backwards = Compared { page, more: true, ..Compared::default() };
+    assert_eq!(cluster.node(0).on_compared(now, peer(1), &backwards), Err(Malformed));
+    let garbage = Compared { page: vec![0xff; 9], ..Compared::default() };
+    assert_eq!(cluster.node(0).on_compared(now, peer(1), &garbage), Err(Malformed));
 }
 
 #[test]

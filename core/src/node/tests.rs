@@ -58,8 +58,11 @@ fn ready_means_listed_and_nothing_else() {
 }
 
 #[test]
-fn node_alone_answers_nobody_at_once() {
+fn node_alone_answers_nobody_at_once_when_it_has_looked_for_others() {
     let mut world = World::new(1, 1);
+    let pull = world.pull(0, digest(1), PullKind::Blob);
+    assert_eq!(world.end(0, pull), Some(End::Refused(RefuseReason::LookupUnanswered, 0)));
+    world.run(secs(1));
     let pull = world.pull(0, digest(1), PullKind::Blob);
     assert_eq!(world.end(0, pull), Some(NOBODY));
 }

@@ -353,8 +353,13 @@ fn corrupt(message: &mut [u8], bytes: &mut Bytes<'_>) {
 /// A message that no node sent.
 fn any_message(bytes: &mut Bytes<'_>) -> Vec<u8> {
     let keys = |bytes: &mut Bytes<'_>| (0..bytes.below(6)).map(|_| any_key(bytes)).collect::<Vec<_>>();
-    match bytes.below(6) {
+    match bytes.below(7) {
         0 => bytes.some().to_vec(),
+        6 => Request::Compare {
+            view: Fingerprint { count: bytes.number(), xor: bytes.number().into() },
+            after: None,
+        }
+        .encode(),
         1 => Request::Swim(bytes.some().to_vec()).encode(),
         2 => Request::Lookup { key: any_key(bytes) }.encode(),
         3 => Request::Goodbye { generation: bytes.flag().then(|| bytes.number()) }.encode(),

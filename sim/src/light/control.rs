@@ -74,6 +74,9 @@ impl World<'_> {
         message: Vec<u8>,
         timeout: Duration,
     ) {
+        if let Some(meter) = &mut self.meter {
+            meter.sent(node, message.len());
+        }
         let life = self.machines[node].life;
         if let Some(process) = &mut self.machines[node].process {
             process.waiting.insert(exchange);
@@ -126,6 +129,9 @@ impl World<'_> {
     }
 
     pub(super) fn reply(&mut self, node: Index, exchange: ExchangeId, message: Vec<u8>) {
+        if let Some(meter) = &mut self.meter {
+            meter.sent(node, message.len());
+        }
         let process = self.machines[node].process.as_mut();
         let Some((to, life, exchange)) = process.and_then(|process| process.inbound.remove(&exchange)) else {
             return;

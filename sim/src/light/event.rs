@@ -23,6 +23,7 @@ pub(super) enum Event {
         node: Index,
     },
     Report,
+    Sample,
     /// To the process of that life; later ones never asked.
     Input {
         node: Index,

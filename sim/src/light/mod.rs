@@ -10,6 +10,7 @@ mod event;
 mod faults;
 mod later;
 mod machine;
+mod meter;
 mod names;
 mod pull;
 
@@ -22,9 +23,11 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use spegel_core::{Input, Node, Notice, Output, PeerId};
 use spegel_io::clock;
 
+pub use self::meter::{Measured, Traffic};
 use self::{
     event::{Event, Queue, Wakes},
     machine::{Machine, Process, machine},
+    meter::Meter,
     pull::Client,
 };
 use crate::{
@@ -86,6 +89,7 @@ struct World<'a> {
     watch: Watch,
     trace: Trace,
     outcome: Counts,
+    meter: Option<Meter>,
 }
 
 #[derive(Default)]
@@ -103,6 +107,36 @@ pub fn run(plan: &Scenario, seed: u64, trace: Trace) -> Outcome {
     let mut world = World::new(plan, seed, trace);
     let error = world.run();
     world.outcome(error)
+}
+
+/// Runs a scenario from a seed without a trace, and counts what it costs each node, at each of
+/// the `moments` and at the end. What members come and go is counted, not kept as notices.
+///
+/// `allocated` tells how many bytes of memory this process has in use.
+#[must_use]
+pub fn measure(
+    plan: &Scenario,
+    seed: u64,
+    moments: &[Duration],
+    allocated: fn() -> usize,
+) -> (Outcome, Measured) {
+    let mut world = World::new(plan, seed, Trace::none());
+    world.meter = Some(Meter::new(world.machines.len()));
+    for at in moments {
+        world.at(*at, Event::Sample);
+    }
+    let error = world.run();
+    let mut outcome = world.outcome(error);
+    // They share memory with the cores.
+    outcome.reports.values_mut().for_each(|report| report.members = Vec::new());
+    let mut measured = world.meter.take().map(|meter| meter.measured).unwrap_or_default();
+    for process in world.machines.iter_mut().filter_map(|machine| machine.process.take()) {
+        let before = allocated();
+        drop(process.node);
+        measured.core_bytes.push(before.saturating_sub(allocated()));
+    }
+    plan.judge(&mut outcome);
+    (outcome, measured)
 }
 
 impl<'a> World<'a> {
@@ -138,7 +172,11 @@ impl<'a> World<'a> {
             watch: Watch::new(plan.quiet_from),
             trace,
             outcome: Counts::default(),
+            meter: None,
         };
+        if !plan.starts_disturb {
+            world.watch.expect_of_newcomers();
+        }
         for (index, (at, _)) in plan.faults.iter().enumerate() {
             world.at(*at, Event::Fault { index });
         }
@@ -188,7 +226,7 @@ impl<'a> World<'a> {
         None
     }
 
-    fn outcome(self, error: Option<String>) -> Outcome {
+    fn outcome(&mut self, error: Option<String>) -> Outcome {
         let (base, now) = (self.base, self.now);
         let running = self.machines.iter().filter_map(|machine| Some((machine, machine.process.as_ref()?)));
         let reports = running
@@ -201,15 +239,16 @@ impl<'a> World<'a> {
         };
         let restless = self.watch.at_rest(now).err();
         let reads = self.machines.iter();
+        let counts = std::mem::take(&mut self.outcome);
         Outcome {
-            trace: self.trace,
-            pulls: self.outcome.pulls,
-            ready: self.outcome.ready,
+            trace: self.trace.clone(),
+            pulls: counts.pulls,
+            ready: counts.ready,
             upstream: self.upstream.counts(),
-            unsupported: self.outcome.unsupported,
-            notices: self.outcome.notices,
+            unsupported: counts.unsupported,
+            notices: counts.notices,
             work: self.watch.work(),
-            fetches: self.outcome.fetches,
+            fetches: counts.fetches,
             reports,
             manifest_reads: reads.map(|it| (it.name.clone(), it.containerd.manifest_reads())).collect(),
             error: error.or(disagreement).or(restless),
@@ -261,6 +300,7 @@ impl<'a> World<'a> {
             Event::Pull { index } => self.begin_client(index),
             Event::Thaw { node } => self.wake(node),
             Event::Report => self.report(),
+            Event::Sample => self.meter.as_mut().expect("samples are planned for a meter").sample(),
             Event::Input { node, life, input } => {
                 if self.machines[node].life == life {
                     self.handle(node, input);
@@ -337,6 +377,9 @@ impl<'a> World<'a> {
         if !self.listed.iter().any(|(_, listed)| *listed == node) {
             self.listed.push((now, node));
         }
+        if let Some(meter) = &mut self.meter {
+            meter.started(now, node);
+        }
         self.note(node, "process started");
         self.handle(node, Input::ListenAddrsChanged { addrs: vec![ip] });
     }
@@ -351,6 +394,9 @@ impl<'a> World<'a> {
         machine.containerd.forget_mirror();
         self.wakes.wish(node, None);
         self.watch.ended(self.now, &self.machines[node].name);
+        if let Some(meter) = &mut self.meter {
+            meter.ended(self.now, node);
+        }
         self.note(node, "process ended");
         self.orphan_clients(node);
     }
@@ -444,9 +490,7 @@ impl<'a> World<'a> {
                     self.after(NEWS_LATENCY, Event::ProcessEnd { node, life });
                 }
             }
-            Output::Notice(notice) => {
-                self.outcome.notices.push((self.now, self.machines[node].name.clone(), notice));
-            }
+            Output::Notice(notice) => self.notice(node, notice),
             Output::ConnectContainerd { .. }
             | Output::ProbeContainerd { .. }
             | Output::List { .. }
@@ -454,6 +498,24 @@ impl<'a> World<'a> {
             | Output::ReadManifest { .. }
             | Output::WatchContent { .. } => unreachable!("containerd took it"),
         }
+    }
+
+    #[expect(clippy::wildcard_enum_match_arm, reason = "all others are kept as they are")]
+    fn notice(&mut self, node: Index, notice: Notice) {
+        let change = match &notice {
+            Notice::MemberUp { member } => Some((member.peer, true)),
+            Notice::MemberDown { peer } => Some((*peer, false)),
+            _ => None,
+        };
+        if let Some(meter) = &mut self.meter
+            && let Some((peer, is_member)) = change
+        {
+            if let Some(other) = self.by_peer.get(&peer) {
+                meter.saw(self.now, node, *other, is_member);
+            }
+            return;
+        }
+        self.outcome.notices.push((self.now, self.machines[node].name.clone(), notice));
     }
 
     fn ask_containerd(&mut self, node: Index, order: Output) {

@@ -469,6 +469,9 @@ impl World<'_> {
             process.pulls.remove(&pull);
         }
         self.handle(node, Input::FetchCompleted { pull, attempt, bytes });
+        if let Some(meter) = &mut self.meter {
+            meter.measured.from_peers += 1;
+        }
         self.commit(client);
     }
 }

@@ -259,6 +259,7 @@ fn cluster_that_starts_all_at_once_is_paced_and_soon_knows_all() {
 fn thousand_members_and_ten_thousand_keys_are_fine() {
     let start = crate::test_time::start();
     let mut directory = Directory::new(peer(0), None, 1, RESOLVE_TIMEOUT);
+    directory.set_view_complete(true);
     for number in 0..10_000 {
         directory.hold(start, key(number));
     }
@@ -323,6 +324,7 @@ fn strangers_and_nonsense_change_nothing() {
 fn reply_that_does_not_fit_is_a_failure_and_useless_holders_are_dropped() {
     let start = crate::test_time::start();
     let mut directory = Directory::new(peer(0), None, 1, RESOLVE_TIMEOUT);
+    directory.set_view_complete(true);
     (1..6).for_each(|number| directory.member_up(start, peer(number), None));
     let foreign =
         (0..).map(key).find(|key| !directory.roster.owners(key).contains(&peer(0))).expect("it owns not all");
@@ -454,4 +456,30 @@ proptest! {
         };
         prop_assert_eq!(run(), run());
     }
+}
+
+#[test]
+fn node_that_does_not_know_all_members_rules_out_nobody() {
+    let now = crate::test_time::start();
+    let mut directory = Directory::new(peer(0), None, 1, RESOLVE_TIMEOUT);
+    let answer = |directory: &mut Directory| {
+        directory.lookup(now, Key::of("nobody has it"));
+        let answers = std::iter::from_fn(|| directory.poll_event());
+        let mut outcomes = answers.filter_map(|event| match event {
+            Event::Answered { outcome, .. } => Some(outcome),
+            Event::Send { .. } => None,
+        });
+        outcomes.next()
+    };
+    assert_eq!(answer(&mut directory), Some(Outcome::Unanswered));
+    directory.set_view_complete(true);
+    assert_eq!(answer(&mut directory), Some(Outcome::Definitive));
+    directory.member_up(now, peer(1), None);
+    let complete = Announce { reset: true, complete: true, ..Announce::default() };
+    directory.on_announce(now, peer(1), &complete);
+    assert_eq!(answer(&mut directory), Some(Outcome::Definitive), "of two, both own everything");
+    directory.set_view_complete(false);
+    assert_ne!(answer(&mut directory), Some(Outcome::Definitive));
+    let reply = directory.on_lookup(now, peer(1), Key::of("nobody has it"));
+    assert_eq!(reply, Reply::Found { holders: Vec::new(), knows: false });
 }

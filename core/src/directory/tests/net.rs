@@ -95,7 +95,11 @@ impl Net {
         self.lives += 1;
         let zone = Zone::new(if name.public_key()[1].is_multiple_of(2) { "even" } else { "odd" });
         let mirror = Mirror {
-            directory: Directory::new(name, zone, self.lives, RESOLVE_TIMEOUT),
+            directory: {
+                let mut directory = Directory::new(name, zone, self.lives, RESOLVE_TIMEOUT);
+                directory.set_view_complete(true);
+                directory
+            },
             life: self.lives,
             sees: BTreeMap::new(),
             pending: BTreeSet::new(),
@@ -202,7 +206,7 @@ impl Net {
                         directory.on_goodbye(now, from);
                         Reply::Ack
                     }
-                    Request::Swim(_) => panic!("not the directory's"),
+                    Request::Swim(_) | Request::Compare { .. } => panic!("not the directory's"),
                 });
                 if let Some(reply) = reply
                     && !self.is_lost(from, to)

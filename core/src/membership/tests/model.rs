@@ -138,7 +138,7 @@ impl Model {
                     assert!(before.generation < member.generation, "{before:?} became {member:?}");
                 }
                 Event::Down(peer) => assert!(told.remove(peer).is_some(), "it was down already"),
-                Event::Send { .. } => {}
+                Event::Send { .. } | Event::Compare { .. } => {}
             }
         }
         self.seen = self.cluster.log.len();

@@ -120,6 +120,7 @@ impl Node {
             shutdown: None,
             outputs: VecDeque::new(),
         };
+        node.membership.wait_for_addrs(now);
         node.bootstrap.start(now);
         node.settle(now);
         node

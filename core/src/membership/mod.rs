@@ -120,6 +120,11 @@ const CORRECT_INTERVAL: Duration = Duration::from_secs(1);
 /// whose clock was set back before its restart waits for members of a large cluster to find it.
 const CORRECTED_MAX: usize = 1024;
 
+/// How long a node that does not know its own addresses yet keeps to itself. Shorter than the
+/// adapter takes to report them, and others know a member for a moment that nothing can be fetched
+/// from; longer and a node that never learns of any stays alone for longer.
+const ADDRS_WAIT: Duration = Duration::from_secs(1);
+
 /// What membership wants done, or tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
@@ -181,6 +186,10 @@ pub(crate) struct Membership {
     /// Gossips next, not before it is due; held back while there is no news.
     gossip_timer: Option<(Instant, foca::Timer<Id>)>,
     view: View,
+    /// Until when this node waits for its addresses before others may know it.
+    addrs_due: Option<Instant>,
+    /// Peers to join by then; as many as the bootstrapper reaches meanwhile.
+    joins: BTreeMap<PeerId, SocketAddr>,
     left: bool,
     /// [`MEMBERS_MAX`]; tests make do with fewer.
     members_max: usize,
@@ -229,6 +238,8 @@ impl Membership {
             postponed: false,
             gossip_timer: None,
             view: View::default(),
+            addrs_due: None,
+            joins: BTreeMap::new(),
             left: false,
             members_max: MEMBERS_MAX,
             events: VecDeque::new(),
@@ -255,6 +266,18 @@ impl Membership {
         self.members.len()
     }
 
+    /// Keeps to itself until [`Membership::set_addrs`], or for [`ADDRS_WAIT`].
+    pub(crate) fn wait_for_addrs(&mut self, now: Instant) {
+        self.addrs_due = Some(now + ADDRS_WAIT);
+    }
+
+    fn stop_waiting(&mut self, now: Instant) {
+        self.addrs_due = None;
+        for (peer, addr) in std::mem::take(&mut self.joins) {
+            self.join(now, peer, addr);
+        }
+    }
+
     /// This node can be reached at these addresses: tells everybody, if they are others.
     pub(crate) fn set_addrs(&mut self, now: Instant, addrs: Vec<IpAddr>) {
         let addrs = usable_addrs(addrs);
@@ -264,12 +287,17 @@ impl Membership {
         let generation = self.me().generation.saturating_add(1);
         self.become_known_as(Member { generation, addrs: addrs.into(), ..self.me().clone() });
         self.flush(now, None);
+        self.stop_waiting(now);
     }
 
     /// A dial reached `peer` at `addr`: asks it to let this node in. It is a member when it
     /// answers.
     pub(crate) fn join(&mut self, now: Instant, peer: PeerId, addr: SocketAddr) {
         if self.left || peer == self.me().peer {
+            return;
+        }
+        if self.addrs_due.is_some() {
+            self.joins.insert(peer, addr);
             return;
         }
         // Its answer to an announcement would be as long as there are members.
@@ -328,6 +356,7 @@ impl Membership {
         self.timers.clear();
         self.announce_at = None;
         self.gossip_timer = None;
+        self.addrs_due = None;
         self.view = View::default();
     }
 
@@ -364,6 +393,9 @@ impl Membership {
             let _ = self.foca.handle_timer(timer, &mut self.runtime);
             self.flush(now, None);
         }
+        if self.addrs_due.is_some_and(|at| at <= now) {
+            self.stop_waiting(now);
+        }
         self.compare_if_due(now);
         if self.announce_at.is_some_and(|at| at <= now) {
             self.announce_at = None;
@@ -380,7 +412,8 @@ impl Membership {
 
     /// When to call [`Membership::handle_timeout`] next.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        soonest(soonest(self.timers.next_at(), self.announce_at), self.view.poll_timeout())
+        let own = soonest(self.announce_at, self.addrs_due);
+        soonest(soonest(self.timers.next_at(), own), self.view.poll_timeout())
     }
 
     /// The next event; drain to `None` after every call.
@@ -411,7 +444,8 @@ impl Membership {
         if src.generation > lead_max {
             return Err(Malformed);
         }
-        if self.left {
+        // What nobody can be answered yet is as good as lost.
+        if self.left || self.addrs_due.is_some() {
             return Ok(());
         }
 

@@ -254,6 +254,42 @@ fn cluster_forms_from_one_seed() {
 }
 
 #[test]
+fn nobody_knows_a_node_before_it_knows_its_own_addresses() {
+    let mut cluster = Cluster::formed(3, 1);
+    let nowhere = Member { addrs: [].into(), ..member(3, GENERATION) };
+    cluster.nodes.push(Some(Membership::new(nowhere, 3)));
+    cluster.group.push(0);
+    cluster.wakes.push(None);
+    cluster.numbers.insert(peer(3), 3);
+    let started = cluster.now;
+    cluster.node(3).wait_for_addrs(started);
+    cluster.join(3, 0);
+    cluster.run(millis(50));
+    assert_eq!(cluster.log, []);
+    let now = cluster.now;
+    cluster.node(3).set_addrs(now, member(3, 0).addrs.to_vec());
+    cluster.drain(3);
+    assert!(cluster.run_until(secs(1), Cluster::complete), "{:?}", cluster.log);
+    let known = cluster.log.iter().filter_map(|(_, _, event)| match event {
+        Event::Up(member) | Event::Changed(member) => Some(member),
+        Event::Send { .. } | Event::Compare { .. } | Event::Down(_) => None,
+    });
+    let nameless: Vec<_> = known.filter(|member| member.addrs.is_empty()).collect();
+    assert!(nameless.is_empty(), "{nameless:?}");
+}
+
+#[test]
+fn node_that_never_learns_its_addresses_joins_all_the_same() {
+    let start = crate::test_time::start();
+    let mut node = Membership::new(Member { addrs: [].into(), ..member(1, GENERATION) }, 1);
+    node.wait_for_addrs(start);
+    node.join(start, peer(2), member(2, 0).router_addrs()[0]);
+    assert_eq!((node.poll_event(), node.poll_timeout()), (None, Some(start + ADDRS_WAIT)));
+    node.handle_timeout(start + ADDRS_WAIT);
+    assert!(matches!(node.poll_event(), Some(Event::Send { to, .. }) if to == peer(2)));
+}
+
+#[test]
 fn newcomer_is_known_to_all_within_two_seconds() {
     let mut cluster = Cluster::new(4, 3);
     cluster.join(1, 0);

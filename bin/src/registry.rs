@@ -20,6 +20,7 @@ use spegel_io::{
     registry::{self, Serving},
     resolve::{Resolver, ResolverSettings, id_router},
     shell,
+    zero_copy::Kernel,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -122,9 +123,11 @@ pub(crate) async fn run(flags: Registry, terminated: impl Future<Output = ()>) -
     };
     let stop_serving = CancellationToken::new();
     let mut servers = JoinSet::new();
+    let kernel = Kernel::new();
     let mut serve = |listeners: Vec<tokio::net::TcpListener>, router: Router, drain_max| {
         for listener in listeners {
-            servers.spawn(registry::serve(listener, router.clone(), stop_serving.clone(), drain_max));
+            let stop = stop_serving.clone();
+            servers.spawn(registry::serve(listener, router.clone(), kernel.clone(), stop, drain_max));
         }
     };
     serve(registry_listeners, registry.into_router(), DRAIN_MAX);

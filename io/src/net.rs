@@ -1,6 +1,6 @@
 //! Where connections come from: the kernel in production, turmoil in the simulator.
 
-use std::{future::Future, io, net::SocketAddr};
+use std::{any::Any, future::Future, io, net::SocketAddr};
 
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -8,7 +8,14 @@ use tokio::{
 };
 
 /// A byte stream in both directions.
-pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + Sized + 'static {
+    /// The kernel's socket, where the stream is one and the kernel may move its bytes.
+    fn socket(&self) -> Option<&TcpStream> {
+        // By its type, because turmoil's streams can have no implementation of their own: neither
+        // they nor this trait are the simulator's.
+        (self as &dyn Any).downcast_ref()
+    }
+}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for T {}
 

@@ -19,6 +19,7 @@ use spegel_io::{
     net::{Dialer, Listener},
     registry::{self, Registry, Serving},
     shell,
+    zero_copy::Kernel,
 };
 use tokio::{
     sync::{Notify, mpsc, watch},
@@ -238,7 +239,8 @@ impl NodeParts {
         // The core's end of the channel is below and open.
         let _ = inputs.send(Input::ListenAddrsChanged { addrs }).await;
         let listener = SimulatedListener(TcpListener::bind((Ipv4Addr::UNSPECIFIED, REGISTRY_PORT)).await?);
-        let server = registry::serve(listener, registry.into_router(), complete.clone(), DRAIN_MAX);
+        let server =
+            registry::serve(listener, registry.into_router(), Kernel::new(), complete.clone(), DRAIN_MAX);
         let listening = tokio::spawn(control.listen(ROUTER_PORT));
         let core = shell::run(node, from_adapters, report_requests, ports);
         // Both in this task, so that a panic of the core ends the run.

@@ -12,18 +12,27 @@ pub mod watch;
 use std::{
     fs::{self, File},
     future::Future,
-    io::{self, Read},
+    io::{self, IoSliceMut, Read},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use bytes::Bytes;
+use rustix::{
+    fs::{CWD, Mode, OFlags, ResolveFlags, openat2},
+    io::{ReadWriteFlags, preadv2},
+};
 use spegel_core::{
     ManifestRead,
     oci::{Algorithm, Digest, MANIFEST_SIZE_MAX},
 };
 use tokio::task::spawn_blocking;
+
+/// Most bytes that are read at once on the thread that asks, if they are in memory. Less and a
+/// manifest takes a turn through another thread, which costs more than reading it; more and copying
+/// holds up the thread's other requests.
+const READ_AT_ONCE_BYTES_MAX: usize = 64 * 1024;
 
 /// Content that can be read by its digest.
 pub trait ContentStore: Clone + Send + Sync + 'static {
@@ -38,6 +47,11 @@ pub trait ContentStore: Clone + Send + Sync + 'static {
 pub trait Blob: Send + Sync + 'static {
     /// Its size in bytes.
     fn size(&self) -> u64;
+
+    /// Where the kernel can send it from; `None` if it has to be read.
+    fn file(&self) -> Option<&Arc<File>> {
+        None
+    }
 
     /// Reads up to `length` bytes at `offset`; fewer only at the end; empty = file is shorter
     /// than it was.
@@ -153,15 +167,15 @@ impl ContentStore for ContentDir {
 
     async fn open(&self, digest: &Digest, size: u64) -> io::Result<ContentFile> {
         let path = self.path(digest);
-        spawn_blocking(move || {
-            let (file, actual) = open_regular(&path)?;
-            if actual != size {
-                let text = format!("size is {actual} bytes, expected {size}");
-                return Err(io::Error::new(io::ErrorKind::InvalidData, text));
-            }
-            Ok(ContentFile { file: Arc::new(file), size })
-        })
-        .await?
+        let (file, actual) = match open_at_once(&path) {
+            Some(opened) => opened?,
+            None => spawn_blocking(move || open_regular(&path)).await??,
+        };
+        if actual != size {
+            let text = format!("size is {actual} bytes, expected {size}");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        Ok(ContentFile { file: Arc::new(file), size })
     }
 }
 
@@ -170,15 +184,25 @@ impl Blob for ContentFile {
         self.size
     }
 
+    fn file(&self) -> Option<&Arc<File>> {
+        Some(&self.file)
+    }
+
     async fn read_at(&self, offset: u64, length: usize) -> io::Result<Bytes> {
         let rest = usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX);
         let length = length.min(rest);
         if length == 0 {
             return Ok(Bytes::new());
         }
+        let mut buffer = vec![0; length];
+        if length <= READ_AT_ONCE_BYTES_MAX {
+            let slice = &mut [IoSliceMut::new(&mut buffer)];
+            if preadv2(&*self.file, slice, offset, ReadWriteFlags::NOWAIT) == Ok(length) {
+                return Ok(buffer.into());
+            }
+        }
         let file = Arc::clone(&self.file);
         spawn_blocking(move || {
-            let mut buffer = vec![0; length];
             let filled = fill_at(&file, &mut buffer, offset)?;
             buffer.truncate(filled);
             Ok(Bytes::from(buffer))
@@ -192,15 +216,30 @@ fn algorithm_dir(root: &Path, algorithm: Algorithm) -> PathBuf {
 }
 
 fn open_regular(path: &Path) -> io::Result<(File, u64)> {
-    let not_regular = || io::Error::new(io::ErrorKind::InvalidData, "not a regular file");
     // Looked at before it is opened, because opening a FIFO would block a thread for ever; and
     // again after, because that is the file which is read.
     if !fs::metadata(path)?.is_file() {
         return Err(not_regular());
     }
-    let file = File::open(path)?;
+    measured(File::open(path)?)
+}
+
+/// The same, if the system can open it without waiting for the disk; `None` if not, or where it
+/// cannot be asked to (before Linux 5.12, and in some sandboxes).
+fn open_at_once(path: &Path) -> Option<io::Result<(File, u64)>> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::CACHED).ok()?;
+    Some(measured(file.into()))
+}
+
+/// A regular file and its size; anything else is an error.
+fn measured(file: File) -> io::Result<(File, u64)> {
     let metadata = file.metadata()?;
     if metadata.is_file() { Ok((file, metadata.len())) } else { Err(not_regular()) }
+}
+
+fn not_regular() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "not a regular file")
 }
 
 /// The whole file, or `None` if it is larger than `size_max`.

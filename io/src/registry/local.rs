@@ -1,6 +1,6 @@
 //! Responses from this node's own content store.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
@@ -18,10 +18,11 @@ use crate::{
     content::Blob,
     distribution::{ContentRequest, DIGEST_HEADER, OciError},
     metrics::{Metrics, Source},
+    zero_copy::{self, Lane, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN},
 };
 
-/// How much of a blob is read at once. Smaller costs system calls; larger is held by every
-/// client that is slow.
+/// How much of a blob is read at once where the kernel cannot send it. Smaller costs system calls;
+/// larger is held by every client that is slow.
 const CHUNK_BYTES: usize = 256 * 1024;
 
 /// Names the registry that content is served on behalf of, as the Go implementation does.
@@ -57,6 +58,7 @@ pub(super) fn blob<B: Blob>(
     request: &ContentRequest,
     digest: Digest,
     blob: B,
+    lane: Option<&Lane>,
     metrics: &Metrics,
     inputs: &mpsc::Sender<Input>,
 ) -> Result<Response, OciError> {
@@ -84,6 +86,7 @@ pub(super) fn blob<B: Blob>(
             digest,
             offset: first,
             end: first + length,
+            lane: lane.filter(|_| length >= SEGMENT_BYTES_MIN).cloned(),
             metrics: metrics.clone(),
             inputs: inputs.clone(),
         };
@@ -129,6 +132,8 @@ struct Reading<B> {
     digest: Digest,
     offset: u64,
     end: u64,
+    /// Of the client's connection.
+    lane: Option<Lane>,
     metrics: Metrics,
     inputs: mpsc::Sender<Input>,
 }
@@ -137,25 +142,38 @@ impl<B: Blob> Reading<B> {
     /// Ends early where the blob cannot be read on.
     fn chunks(self) -> impl Stream<Item = Bytes> + Send {
         stream::unfold(self, async |mut reading| {
-            let remaining = reading.end - reading.offset;
-            if remaining == 0 {
+            if reading.offset == reading.end {
                 return None;
             }
-            let length = usize::try_from(remaining).unwrap_or(usize::MAX).min(CHUNK_BYTES);
-            let cause = match reading.blob.read_at(reading.offset, length).await {
-                Ok(mut chunk) if !chunk.is_empty() => {
-                    chunk.truncate(length);
+            match reading.next().await {
+                Ok(chunk) => {
                     reading.offset += chunk.len() as u64;
                     reading.metrics.bytes_served(Source::Local, chunk.len() as u64);
-                    return Some((chunk, reading));
+                    Some((chunk, reading))
                 }
-                Ok(_) => io::ErrorKind::UnexpectedEof.into(),
-                Err(error) => error,
-            };
-            debug!(digest = %reading.digest, %cause, "content became unreadable");
-            tell_unreadable(&reading.inputs, reading.digest);
-            None
+                Err(cause) => {
+                    debug!(digest = %reading.digest, %cause, "content became unreadable");
+                    tell_unreadable(&reading.inputs, reading.digest);
+                    None
+                }
+            }
         })
+    }
+
+    /// The next bytes, or a frame that stands for them; never more than remain, and not none.
+    async fn next(&self) -> io::Result<Bytes> {
+        let up_to = |most| usize::try_from(self.end - self.offset).map_or(most, |rest| rest.min(most));
+        if let Some(lane) = self.lane.as_ref().filter(|lane| lane.is_open())
+            && let Some(file) = self.blob.file()
+        {
+            let length = up_to(SEGMENT_BYTES_MAX);
+            zero_copy::load(file, self.offset, length as u64).await?;
+            return lane.file(Arc::clone(file), self.offset, length);
+        }
+        let length = up_to(CHUNK_BYTES);
+        let mut chunk = self.blob.read_at(self.offset, length).await?;
+        chunk.truncate(length);
+        if chunk.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(chunk) }
     }
 }
 

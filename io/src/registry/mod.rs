@@ -31,6 +31,7 @@ use crate::{
     metrics::Metrics,
     mirror::{Outcome, Pulls},
     net::Dialer,
+    zero_copy::Lane,
 };
 
 /// Everything that a registry answers from.
@@ -96,7 +97,8 @@ impl<C: ContentStore, D: Dialer> Registry<C, D> {
             let repository = content.repository.to_string();
             return Err(OciError::Filtered { registry: content.registry, repository });
         }
-        if let Some(response) = self.local(&content).await {
+        let lane = request.extensions.get();
+        if let Some(response) = self.local(&content, lane).await {
             return response;
         }
         if distribution::is_mirrored(headers) {
@@ -107,7 +109,11 @@ impl<C: ContentStore, D: Dialer> Registry<C, D> {
     }
 
     /// From local content; `None` where there is none.
-    async fn local(&self, request: &ContentRequest) -> Option<Result<Response, OciError>> {
+    async fn local(
+        &self,
+        request: &ContentRequest,
+        lane: Option<&Lane>,
+    ) -> Option<Result<Response, OciError>> {
         let digest = match &request.wanted {
             Wanted::Tag(_) => self.serving.digest_of(&request.identifier())?,
             Wanted::Manifest(digest) | Wanted::Blob(digest) => *digest,
@@ -117,7 +123,7 @@ impl<C: ContentStore, D: Dialer> Registry<C, D> {
             Ok(blob) if request.wanted.is_manifest() => {
                 local::manifest(request, digest, &blob, &self.metrics).await
             }
-            Ok(blob) => Ok(local::blob(request, digest, blob, &self.metrics, &self.inputs)),
+            Ok(blob) => Ok(local::blob(request, digest, blob, lane, &self.metrics, &self.inputs)),
             Err(error) => Err(error),
         };
         match response {

@@ -4,12 +4,9 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
+use axum::{Router, extract::Request};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -17,10 +14,14 @@ use tokio::{
     time,
 };
 use tokio_util::sync::CancellationToken;
+use tower::Service as _;
 use tracing::debug;
 
 use super::patience::Patient;
-use crate::net::{Listener, Stream};
+use crate::{
+    net::{Listener, Stream},
+    zero_copy::{Kernel, Lane, ZeroCopy},
+};
 
 /// Most connections at once; more wait in the kernel's queue. Too few and one client with many
 /// idle connections shuts out others; too many and their buffers exhaust the pod's memory.
@@ -58,14 +59,16 @@ const LINGER_BYTES_MAX: u64 = 1024 * 1024;
 const WRITE_STALL_MAX: Duration = Duration::from_secs(120);
 
 /// Serves `router` on `listener` until `shutdown`; then lets running requests end for up to
-/// `drain_max`.
+/// `drain_max`, and ends those that still run by FIN, within two seconds. Bodies that `kernel` can move are left to it.
 pub async fn serve<L: Listener>(
     mut listener: L,
     router: Router,
+    kernel: Kernel,
     shutdown: CancellationToken,
     drain_max: Duration,
 ) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let cut_off = CancellationToken::new();
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -76,7 +79,8 @@ pub async fn serve<L: Listener>(
         };
         match accepted {
             Ok((stream, permit)) => {
-                let connection = converse(stream, router.clone(), shutdown.clone());
+                let connection =
+                    converse(stream, router.clone(), kernel.clone(), [shutdown.clone(), cut_off.clone()]);
                 connections.spawn(async move {
                     connection.await;
                     drop(permit);
@@ -92,7 +96,8 @@ pub async fn serve<L: Listener>(
     let all_ended = async { while connections.join_next().await.is_some() {} };
     if time::timeout(drain_max, all_ended).await.is_err() {
         debug!(running = connections.len(), "requests cut off by shutdown");
-        connections.shutdown().await;
+        cut_off.cancel();
+        while connections.join_next().await.is_some() {}
     }
 }
 
@@ -105,7 +110,21 @@ async fn accept<L: Listener>(
     Ok((stream, permit))
 }
 
-async fn converse<S: Stream>(stream: S, router: Router, shutdown: CancellationToken) {
+async fn converse<S: Stream>(
+    stream: S,
+    router: Router,
+    kernel: Kernel,
+    [shutdown, cut_off]: [CancellationToken; 2],
+) {
+    let lane = Lane::new(kernel);
+    let has_socket = stream.socket().is_some();
+    let stream = ZeroCopy::new(stream, lane.clone());
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        if has_socket {
+            request.extensions_mut().insert(lane.clone());
+        }
+        router.clone().call(request)
+    });
     // Half-closed connections are not kept: reading the end of the stream is the only way to
     // learn that the client of a pull that waits has gone.
     let mut connection = http1::Builder::new()
@@ -116,19 +135,20 @@ async fn converse<S: Stream>(stream: S, router: Router, shutdown: CancellationTo
         .max_buf_size(BUFFER_BYTES_MAX)
         .half_close(false)
         .keep_alive(true)
-        .serve_connection(
-            TokioIo::new(Patient::new(stream, WRITE_STALL_MAX)),
-            TowerToHyperService::new(router),
-        );
-    let ended = tokio::select! {
-        biased;
-        ended = &mut connection => ended,
-        () = shutdown.cancelled() => {
-            std::pin::Pin::new(&mut connection).graceful_shutdown();
-            (&mut connection).await
+        // What the kernel is to send must come to the stream as it left the body.
+        .writev(true)
+        .serve_connection(TokioIo::new(Patient::new(stream, WRITE_STALL_MAX)), service);
+    let conversation = async {
+        tokio::select! {
+            biased;
+            ended = &mut connection => ended,
+            () = shutdown.cancelled() => {
+                std::pin::Pin::new(&mut connection).graceful_shutdown();
+                (&mut connection).await
+            }
         }
     };
-    if let Err(error) = ended {
+    if let Some(Err(error)) = cut_off.run_until_cancelled(conversation).await {
         debug!(%error, "connection ended");
     }
     let mut stream = connection.into_parts().io.into_inner();

@@ -1,6 +1,7 @@
 //! The registry and the mirror over loopback TCP: a scripted core, raw clients, and peers that
 //! are either whole registries or play back bytes.
 
+mod files;
 mod local;
 mod pulls;
 
@@ -30,10 +31,14 @@ use crate::{
     mirror::Pulls,
     net::TcpDialer,
     registry::{Registry, Serving, serve},
+    zero_copy::Kernel,
 };
 
 /// No step of a test takes longer, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long bodies may take to end when a node does.
+const DRAIN_MAX: Duration = Duration::from_secs(2);
 
 /// Content in memory; reading beyond `readable` fails, as on a disk that breaks.
 #[derive(Clone, Debug, Default)]
@@ -69,10 +74,11 @@ impl Blob for MemoryBlob {
 }
 
 /// A registry whose core is the test.
-struct Node {
+struct Node<C = MemoryStore> {
     addr: SocketAddr,
     serving: Serving,
-    store: MemoryStore,
+    store: C,
+    kernel: Kernel,
     metrics: Metrics,
     pulls: Pulls<TcpDialer>,
     inputs: mpsc::Receiver<Input>,
@@ -81,15 +87,11 @@ struct Node {
     server: JoinHandle<()>,
 }
 
-impl Node {
-    async fn start() -> Self {
-        Self::start_with(None).await
-    }
-
-    async fn start_with(credentials: Option<Credentials>) -> Self {
+impl<C: ContentStore> Node<C> {
+    async fn start_on(store: C, credentials: Option<Credentials>) -> Self {
         let (to_core, inputs) = mpsc::channel(16);
         let (ready, ready_receiver) = watch::channel(false);
-        let (serving, store, metrics) = (Serving::default(), MemoryStore::default(), Metrics::new());
+        let (serving, kernel, metrics) = (Serving::default(), Kernel::new(), Metrics::new());
         let pulls = Pulls::new(TcpDialer, to_core.clone(), credentials.clone(), metrics.clone());
         let registry = Registry {
             serving: serving.clone(),
@@ -103,21 +105,9 @@ impl Node {
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (addr, shutdown) = (listener.local_addr().unwrap(), CancellationToken::new());
-        let server = serve(listener, registry.into_router(), shutdown.clone(), Duration::from_secs(5));
+        let server = serve(listener, registry.into_router(), kernel.clone(), shutdown.clone(), DRAIN_MAX);
         let server = tokio::spawn(server);
-        Self { addr, serving, store, metrics, pulls, inputs, ready, shutdown, server }
-    }
-
-    fn add(&self, content: &[u8]) -> Digest {
-        self.add_broken(content, content.len())
-    }
-
-    fn add_broken(&self, content: &[u8], readable: usize) -> Digest {
-        let digest = Digest::sha256_of(content);
-        let blob = MemoryBlob { bytes: Bytes::copy_from_slice(content), readable };
-        self.store.0.lock().unwrap().insert(digest, blob);
-        self.serving.perform(&Output::ServeContent { digest, size: content.len() as u64 });
-        digest
+        Self { addr, serving, store, kernel, metrics, pulls, inputs, ready, shutdown, server }
     }
 
     /// What the core hears next.
@@ -152,6 +142,28 @@ impl Node {
     fn forward(&self, pull: PullId, attempt: u32) {
         let (attempt, report_interval) = (AttemptId(attempt), Duration::from_millis(50));
         assert!(self.pulls.perform(&Output::Forward { pull, attempt, report_interval }));
+    }
+}
+
+impl Node {
+    async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    async fn start_with(credentials: Option<Credentials>) -> Self {
+        Self::start_on(MemoryStore::default(), credentials).await
+    }
+
+    fn add(&self, content: &[u8]) -> Digest {
+        self.add_broken(content, content.len())
+    }
+
+    fn add_broken(&self, content: &[u8], readable: usize) -> Digest {
+        let digest = Digest::sha256_of(content);
+        let blob = MemoryBlob { bytes: Bytes::copy_from_slice(content), readable };
+        self.store.0.lock().unwrap().insert(digest, blob);
+        self.serving.perform(&Output::ServeContent { digest, size: content.len() as u64 });
+        digest
     }
 }
 

@@ -1,0 +1,96 @@
+//! Bodies that the kernel moves: from a file to a socket without passing through this process.
+//!
+//! The HTTP library stays in charge of everything that it knows: parsing, keep-alive, pipelining,
+//! lengths, ends. It is given a body of frames as always, but their bytes are a *placeholder*:
+//! slices of the right length out of a region that nobody ever reads or writes. What they stand
+//! for waits in the connection's [`Lane`], in the same order. Below the library, [`ZeroCopy`]
+//! knows such a slice by its address and lets the kernel send what is first in the lane instead.
+//! That is all there is of our own between a response and the socket, and it fails closed: where
+//! slices and lane do not fit together, the connection ends.
+//!
+//! Decides nothing about what is sent or to whom. Used by the registry for local content.
+
+mod copy;
+mod lane;
+mod load;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    io,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use tracing::warn;
+
+pub(crate) use self::{lane::Lane, load::load, stream::ZeroCopy};
+
+/// Most bytes that one frame stands for. Smaller costs a turn through the HTTP library more often;
+/// larger is looked up in the page cache at once, and loaded at once for a client that may have
+/// gone.
+pub(crate) const SEGMENT_BYTES_MAX: usize = 1024 * 1024;
+
+/// The least for which the kernel's way is worth its calls: below, copying is as cheap.
+pub(crate) const SEGMENT_BYTES_MIN: u64 = 32 * 1024;
+
+/// Memory that is never touched, so that it takes address space alone.
+static REGION: LazyLock<&'static [u8]> = LazyLock::new(|| vec![0; SEGMENT_BYTES_MAX].leak());
+
+/// A frame that stands for `length` bytes.
+fn placeholder(length: usize) -> Bytes {
+    Bytes::from_static(&REGION[..length])
+}
+
+fn is_placeholder(bytes: &[u8]) -> bool {
+    REGION.as_ptr_range().contains(&bytes.as_ptr())
+}
+
+/// What the kernel does for this process; clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Kernel(Arc<Abilities>);
+
+#[derive(Debug, Default)]
+struct Abilities {
+    /// It, or the sandbox around it, has said that it does not move bytes.
+    refuses: AtomicBool,
+}
+
+impl Kernel {
+    /// A kernel that can do everything, until it says otherwise.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn refuse(&self) {
+        self.0.refuses.store(true, Ordering::Relaxed);
+    }
+
+    fn moves_bytes(&self) -> bool {
+        !self.0.refuses.load(Ordering::Relaxed)
+    }
+
+    /// Whether the error means that it never will: bytes are copied from here on.
+    fn refused(&self, error: &io::Error) -> bool {
+        let refused = matches!(
+            rustix::io::Errno::from_io_error(error),
+            Some(
+                rustix::io::Errno::NOSYS
+                    | rustix::io::Errno::INVAL
+                    | rustix::io::Errno::PERM
+                    | rustix::io::Errno::ACCESS
+                    | rustix::io::Errno::OPNOTSUPP
+            )
+        );
+        if refused && !self.0.refuses.swap(true, Ordering::Relaxed) {
+            warn!(%error, "the kernel does not move bytes between files and sockets here: they are copied");
+        }
+        refused
+    }
+}

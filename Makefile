@@ -1,6 +1,9 @@
 # Everything a person runs; .ci/run calls the same recipes.
 
 CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+# Where .ci/install puts what is not the machine's.
+PARTS := $(abspath $(or $(SPEGEL_PARTS),$(TARGET)/parts))
 
 .PHONY: help
 help: ## Say what can be made
@@ -28,6 +31,14 @@ test-fast: parts ## Run the tests that need no cluster
 .PHONY: test-real
 test-real: build ## Run the tests on real containerd in network namespaces (as root)
 	$(CARGO) test --locked -p spegel-tests -- --test-threads=1
+
+.PHONY: chart
+chart: parts ## Check the chart: helm lint, helm template over many values, each object against Kubernetes' types
+	$(CARGO) test --locked -p spegel-tests --test chart
+
+.PHONY: manifest
+manifest: parts ## Render deploy/spegel.yaml, the manifest for those without helm, from the chart
+	HELM=$(PARTS)/helm deploy/render > deploy/spegel.yaml.new && mv deploy/spegel.yaml.new deploy/spegel.yaml
 
 .PHONY: sim
 sim: parts ## Replay one simulated scenario: make sim SCENARIO=... SEED=...

@@ -49,6 +49,14 @@ pub fn spegel_binary() -> PathBuf {
     path
 }
 
+/// helm, which `.ci/install` builds.
+#[must_use]
+pub fn helm() -> PathBuf {
+    let path = parts_dir().join("helm");
+    assert!(path.exists(), "{} is missing: run .ci/install first", path.display());
+    path
+}
+
 fn parts_dir() -> PathBuf {
     env::var_os("SPEGEL_PARTS").map_or_else(|| target_dir().join("parts"), PathBuf::from)
 }

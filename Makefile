@@ -30,7 +30,13 @@ test-fast: parts ## Run the tests that need no cluster
 
 .PHONY: test-real
 test-real: build ## Run the tests on real containerd in network namespaces (as root)
+	deploy/image $(TARGET)/image/spegel.tar
 	$(CARGO) test --locked -p spegel-tests -- --test-threads=1
+
+.PHONY: image
+image: ARCHES ?= amd64 arm64
+image: parts ## Build the OCI image without Docker, target/image/spegel.tar: make image [ARCHES="amd64 arm64"]
+	deploy/image $(TARGET)/image/spegel.tar $(ARCHES)
 
 .PHONY: chart
 chart: parts ## Check the chart: helm lint, helm template over many values, each object against Kubernetes' types

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -169,6 +169,14 @@ impl Cluster {
     #[must_use]
     pub fn image(&self, spec: &ImageSpec) -> Image {
         let image = self.unpublished_image(spec);
+        self.upstream.publish(&image);
+        image
+    }
+
+    /// Publishes an image that was built elsewhere, an archive of an OCI layout with one index.
+    #[must_use]
+    pub fn image_of_archive(&self, archive: &Path, repository: &str, tag: &str) -> Image {
+        let image = Image::from_archive(&self.dir.join("images"), archive, repository, tag);
         self.upstream.publish(&image);
         image
     }

@@ -156,7 +156,7 @@ impl Node {
         })
     }
 
-    fn ctr(&self) -> Command {
+    pub(crate) fn ctr(&self) -> Command {
         let mut command = self.netns().command(self.generation.ctr());
         command.arg("-a").arg(&self.paths.socket).args(["-n", "k8s.io"]);
         command

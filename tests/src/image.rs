@@ -157,6 +157,44 @@ impl Image {
         }
     }
 
+    /// Reads an archive that holds an OCI layout of one index whose manifests are for one platform each.
+    pub(crate) fn from_archive(parent: &Path, archive: &Path, repository: &str, tag: &str) -> Self {
+        let layout = parent.join(format!("image-{}", SEED.fetch_add(1, Ordering::Relaxed)));
+        fs::create_dir_all(&layout).expect("the cluster's directory is ours");
+        let mut command = Command::new("tar");
+        command.arg("-C").arg(&layout).arg("-xf").arg(archive);
+        run(command).expect("the archive is a tar");
+        let store = layout.join("blobs/sha256");
+        let read = |path: &Path| -> Value {
+            let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        };
+        let blob = |descriptor: &Value, is_manifest| {
+            let text = |name: &str| descriptor[name].as_str().expect("descriptors are complete").to_owned();
+            let (digest, size) =
+                (text("digest"), descriptor["size"].as_u64().expect("descriptors are complete"));
+            let path = store.join(digest.trim_start_matches("sha256:"));
+            Blob { digest, size, media_type: text("mediaType"), is_manifest, path }
+        };
+        let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+        let index = blob(&read(&layout.join("index.json"))["manifests"][0], true);
+        let (mut needed, mut blobs, mut layers) = (vec![index.clone()], vec![index.clone()], Vec::new());
+        for entry in list(&read(&index.path)["manifests"]) {
+            let manifest = blob(&entry, true);
+            let content = read(&manifest.path);
+            let own: Vec<Blob> = list(&content["layers"]).iter().map(|layer| blob(layer, false)).collect();
+            let mut all = vec![manifest, blob(&content["config"], false)];
+            all.extend(own.iter().cloned());
+            if entry["platform"]["architecture"] == architecture() {
+                needed.extend(all.iter().cloned());
+                layers = own;
+            }
+            blobs.extend(all);
+        }
+        let (repository, tag) = (repository.to_owned(), Some(tag.to_owned()));
+        Self { repository, tag, digest: index.digest, needed, blobs, layers, layout }
+    }
+
     /// `registry.test/REPOSITORY:TAG`.
     ///
     /// # Panics

@@ -9,6 +9,7 @@
 #![allow(clippy::disallowed_methods, reason = "real parts run on the real clock; nothing here is simulated")]
 
 mod cluster;
+mod container;
 mod containerd;
 mod content;
 mod cri;
@@ -27,6 +28,7 @@ mod upstream;
 mod wait;
 
 pub use cluster::{Bootstrap, Cluster, ClusterOptions, IpFamily};
+pub use container::Container;
 pub use ctr::Puller;
 pub use faults::Noise;
 pub use helm::{Chart, chart_dir, deploy_dir, parse as parse_yaml};
@@ -34,7 +36,7 @@ pub use http::{Answer, BodyEnd, HttpClient};
 pub use image::{Blob, Image, ImageSpec, digest_of};
 pub use netns::{LinkBytes, NetNs};
 pub use node::Node;
-pub use parts::{Generation, helm, spegel_binary};
+pub use parts::{Generation, helm, image_archive, spegel_binary};
 pub use process::Process;
 pub use stand_in::{StandIn, answer_status, request_head, stay_silent};
 pub use sweep::{clean_up, clean_up_on_signal, interrupted, leftovers};

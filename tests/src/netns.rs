@@ -56,6 +56,19 @@ impl NetNs {
         command
     }
 
+    /// The same for a program that runs containers: `ip netns exec` puts a `/sys` of the namespace over the
+    /// machine's, where the control groups are.
+    pub(crate) fn command_with_cgroups(&self, program: impl Into<PathBuf>) -> Command {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "nsenter"]).arg(format!("--net=/run/netns/{}", self.name));
+        let files = format!("/etc/netns/{}", self.name);
+        let script = format!(
+            "for file in hosts resolv.conf; do mount --bind {files}/$file /etc/$file || exit 1; done; exec \"$0\" \"$@\""
+        );
+        command.args(["sh", "-c", &script]).arg(program.into());
+        command
+    }
+
     /// Runs a program inside to its end.
     ///
     /// # Errors

@@ -94,9 +94,11 @@ impl Node {
 
     /// Starts containerd without waiting for it.
     pub fn spawn_containerd(&self) {
-        let mut command = self.netns.command(self.generation.containerd());
+        let mut command = self.netns.command_with_cgroups(self.generation.containerd());
         // Without these it would look for a proxy, a tracing collector or a notify socket of this machine.
         command.arg("--config").arg(&self.paths.config).env_remove("NOTIFY_SOCKET");
+        // Its shim is looked for there, and one of another generation may speak differently.
+        command.env("PATH", self.generation.path());
         for proxy in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
             command.env_remove(proxy);
         }
@@ -389,7 +391,12 @@ impl Node {
             let log = self.dir.join(name);
             format!("--- {}\n{}\n", log.display(), tail(&log, TAIL_LINES))
         };
-        of("containerd.log") + &of("spegel.log")
+        let mut logs: Vec<String> = ["containerd.log", "spegel.log"].map(of).into();
+        // The mirror, where the test runs it in a container.
+        if self.dir.join("registry.log").exists() {
+            logs.push(of("registry.log"));
+        }
+        logs.concat()
     }
 
     fn write(&self, path: &Path, text: &str) {

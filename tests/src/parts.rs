@@ -1,7 +1,8 @@
 //! Where the programs are.
 
 use std::env;
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 /// A generation of containerd that Spegel promises to work with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,6 +22,14 @@ impl Generation {
 
     pub(crate) fn ctr(self) -> PathBuf {
         self.program("ctr")
+    }
+
+    /// The program search path with this generation's programs first.
+    pub(crate) fn path(self) -> OsString {
+        let own = self.containerd().parent().map(Path::to_path_buf);
+        let others = env::var_os("PATH").unwrap_or_default();
+        let all = own.into_iter().chain(env::split_paths(&others));
+        env::join_paths(all).expect("the directories were in such a list before")
     }
 
     fn program(self, name: &str) -> PathBuf {
@@ -54,6 +63,15 @@ pub fn spegel_binary() -> PathBuf {
 pub fn helm() -> PathBuf {
     let path = parts_dir().join("helm");
     assert!(path.exists(), "{} is missing: run .ci/install first", path.display());
+    path
+}
+
+/// The image under test, as `deploy/image` wrote it: `SPEGEL_IMAGE`, or what `make image` built.
+#[must_use]
+pub fn image_archive() -> PathBuf {
+    let path =
+        env::var_os("SPEGEL_IMAGE").map_or_else(|| target_dir().join("image/spegel.tar"), PathBuf::from);
+    assert!(path.exists(), "{} is missing: make image, or set SPEGEL_IMAGE", path.display());
     path
 }
 

@@ -133,8 +133,17 @@ pub fn configure(settings: &HostsTomlSettings) -> Result<(), HostsTomlError> {
         texts.insert(name.as_str(), if kept.is_empty() { text } else { format!("{text}\n\n{kept}") });
     }
 
+    let mut others = Vec::new();
+    for name in files::names(root)? {
+        if name != BACKUP && !name.starts_with(DRAFT) && !texts.contains_key(name.as_str()) {
+            let is_ours = ours(&root.join(&name))?;
+            others.push((name, is_ours));
+        }
+    }
+
     files::create_dir(root)?;
     remove_drafts(root)?;
+    // From here on the next run is no first one: what is in its way was put there later.
     files::create_dir(&backup)?;
     for (name, text) in &texts {
         // A foreign file in the way is kept before it is replaced.
@@ -148,15 +157,11 @@ pub fn configure(settings: &HostsTomlSettings) -> Result<(), HostsTomlError> {
         write(root, name, text)?;
         tidy(&place, &backup.join(name), settings.prepend_existing)?;
     }
-    for name in files::names(root)? {
-        if name == BACKUP || texts.contains_key(name.as_str()) {
-            continue;
-        }
-        let place = root.join(&name);
-        if ours(&place)? {
+    for (name, is_ours) in others {
+        if is_ours {
             remove_ours(root, &name)?;
         } else if first {
-            files::rename(&place, &backup.join(&name))?;
+            files::rename(&root.join(&name), &backup.join(&name))?;
         }
     }
     Ok(())

@@ -372,6 +372,21 @@ fn links_and_permissions_survive() {
 }
 
 #[test]
+fn a_file_of_others_that_cannot_be_read_changes_nothing_and_the_next_run_is_the_first() {
+    let certs = CertsD::new(&[("other.example/hosts.toml", "server = 'https://other.example'")]);
+    let file = certs.0.path().join("other.example/hosts.toml");
+    // Root reads what it likes; what is too large it refuses as well.
+    fs::File::options().write(true).open(&file).unwrap().set_len(1 << 30).unwrap();
+    let error = configure(&certs.settings(&["https://docker.io"], false)).unwrap_err().to_string();
+    assert!(error.contains("other.example"), "{error}");
+    assert_eq!(certs.all(), ["other.example/hosts.toml"]);
+
+    fs::File::options().write(true).open(&file).unwrap().set_len(10).unwrap();
+    certs.configure(&["https://docker.io"], false);
+    assert_eq!(certs.all(), ["_backup/other.example/hosts.toml", "docker.io/hosts.toml"]);
+}
+
+#[test]
 fn wrong_flags_are_all_named_at_once_and_change_nothing() {
     let dir = CertsD::new(&[]);
     let mut settings = dir.settings(&["docker.io", "https://a.test/v2", "*", "_default"], false);

@@ -125,6 +125,32 @@ fn chart_has_the_version_of_the_program() {
     }
 }
 
+/// The command line as it is read, each flag a field.
+const COMMAND_LINE: &str = include_str!("../../../bin/src/cli.rs");
+
+#[test]
+fn arguments_and_variables_are_those_of_the_program() {
+    let mut tried = 0;
+    for (name, chart) in matrix() {
+        for container in Objects::render(&chart).own_containers() {
+            let own = container["name"].as_str().expect("a name");
+            let mut arguments = objects::list(&container["args"]).filter_map(Value::as_str);
+            let command = arguments.next().expect("a command").replace('-', "");
+            let known = COMMAND_LINE.to_lowercase().contains(&format!("\n    {command}("));
+            assert!(known, "with {name}: {own} runs {command}, which the program does not know");
+            for argument in arguments {
+                let flag = argument.split('=').next().expect("the first part");
+                let field = flag.trim_start_matches("--").replace('-', "_");
+                let known = COMMAND_LINE.contains(&format!("pub(crate) {field}: "));
+                assert!(known, "with {name}: the program has no flag {flag}, which {own} is given");
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried > 50, "only {tried} arguments were looked at");
+    assert!(COMMAND_LINE.contains("env = \"ZONE\""), "the chart tells the zone by this variable");
+}
+
 #[test]
 fn what_v0_7_rendered_is_rendered_again() {
     let objects = Objects::render(&Chart::with(go_v0_7()));

@@ -1,0 +1,214 @@
+//! The image is pulled through the mirror and runs on containerd with the chart's arguments, mounts and rights, which are
+//! enough for all that a mirror does.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    reason = "real parts run on the real clock, and report figures"
+)]
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use spegel_tests::{
+    BOOTSTRAP_NAME, Chart, Cluster, ClusterOptions, Container, Generation, Image, ImageSpec, MIRROR_PORT,
+    Node, Puller, REGISTRY, image_archive, mib, wait_for,
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+/// The mirror finishes transfers for up to 25 seconds; here there are none.
+const STOP_MAX: Duration = Duration::from_secs(10);
+
+/// The image in the cluster's registry.
+fn published(cluster: &Cluster) -> Image {
+    cluster.image_of_archive(&image_archive(), "spegel", env!("CARGO_PKG_VERSION"))
+}
+
+/// A pod that the chart makes, for a cluster whose nodes have containerd where this one has.
+fn pod(node: &Node, kind: &str, name: &str) -> Value {
+    let path = |name: &str| node.dir.join(name).display().to_string();
+    let values = json!({
+        "service": {"registry": {"nodeIp": node.address().to_string(), "nodePort": MIRROR_PORT}},
+        "spegel": {
+            "logLevel": "DEBUG",
+            "containerdSock": node.containerd_socket(),
+            "containerdContentPath": path("root/io.containerd.content.v1.content"),
+            "containerdRegistryConfigPath": path("certs.d"),
+            "persistence": {"hostPath": path("data")},
+            "mirroredRegistries": [format!("http://{REGISTRY}")],
+        },
+    });
+    let objects = Chart::with(values).render().expect("the values are right");
+    let found = objects.iter().find(|object| object["kind"] == kind && object["metadata"]["name"] == name);
+    let spec = &found.unwrap_or_else(|| panic!("the chart has no {kind} {name}"))["spec"];
+    if kind == "DaemonSet" { spec["template"]["spec"].clone() } else { spec.clone() }
+}
+
+/// There is no DNS of a cluster here, so that names of Services become others.
+fn replace(container: &mut Container, flag: &str, value: &str) {
+    let given = container.args.iter_mut().find(|argument| argument.starts_with(&format!("{flag}=")));
+    *given.unwrap_or_else(|| panic!("the chart gives no {flag}")) = format!("{flag}={value}");
+}
+
+/// Starts the mirror of a node as the kubelet would.
+fn start(cluster: &Cluster, node: &Node, image: &str) -> Container {
+    let pod = pod(node, "DaemonSet", "spegel");
+    fs::create_dir_all(node.dir.join("data")).expect("the node's directory is ours");
+    let configuration = Container::of_pod(&pod, "configuration", image);
+    cluster.expect("the configuration container", node.run_container(&configuration));
+    let mut registry = Container::of_pod(&pod, "registry", image);
+    replace(&mut registry, "--dns-bootstrap-domain", BOOTSTRAP_NAME);
+    cluster.expect("the registry container", node.start_container(&registry));
+    registry
+}
+
+fn wait_until_ready(cluster: &Cluster, node: &Node) {
+    let look = || match node.get("/readyz", &[])?.status {
+        200 => Ok(()),
+        other => Err(format!("/readyz of {} says {other}", node.name)),
+    };
+    cluster.expect("the mirror is ready", wait_for("ready", PATIENCE, look));
+}
+
+fn runs_as_the_chart_says(generation: Generation) {
+    let cluster = Cluster::new(ClusterOptions::new(2, generation));
+    let [first, second] = cluster.nodes.as_slice() else { panic!("two nodes") };
+    let own = published(&cluster);
+    for node in [first, second] {
+        cluster.expect("pull of the image", node.pull(Puller::Cri, &own.by_tag()));
+        cluster.expect("content of the image", node.verify(&own));
+    }
+    let version = Container::new("version", &own.by_tag(), &["version"]);
+    let said = cluster.expect("spegel version", first.run_container(&version));
+    assert_eq!(said, format!("spegel {}\n", env!("CARGO_PKG_VERSION")));
+
+    let mirrors = [first, second].map(|node| start(&cluster, node, &own.by_tag()));
+    cluster.nodes.iter().for_each(|node| wait_until_ready(&cluster, node));
+    let hosts = first.dir.join(format!("certs.d/{REGISTRY}/hosts.toml"));
+    let hosts = fs::read_to_string(hosts).expect("the configuration container wrote it");
+    assert!(hosts.contains(&format!("http://{}", first.mirror_address())), "{hosts}");
+    assert!(first.dir.join("data/private.key").exists(), "the identity is kept on the node");
+
+    // Read from the content store, announced, found, and streamed by the other node.
+    let app = cluster.image(&ImageSpec::new("app", "1", &[mib(3), mib(1)]));
+    cluster.expect("pull from the registry", first.pull(Puller::Cri, &app.by_tag()));
+    cluster.expect("the other node finds it", second.wait_finds(&app, PATIENCE));
+    cluster.upstream.cut();
+    cluster.expect("pull from the other node", second.pull(Puller::Cri, &app.by_tag()));
+    cluster.expect("content", second.verify(&app));
+    cluster.upstream.restore();
+
+    // Another file of the same name, which a mount of the file itself would never show.
+    second.stop_containerd();
+    let _gone_already = fs::remove_file(second.containerd_socket());
+    second.start_containerd();
+    let later = cluster.image(&ImageSpec::new("later", "1", &[mib(1)]));
+    cluster.expect("pull after the restart", second.pull(Puller::Cri, &later.by_tag()));
+    cluster.expect("a restarted containerd is found again", first.wait_finds(&later, PATIENCE));
+
+    for (node, mirror) in cluster.nodes.iter().zip(&mirrors) {
+        cluster.expect("the mirror ends with 0", node.stop_container(mirror, STOP_MAX));
+    }
+}
+
+#[test]
+fn image_runs_as_the_chart_says_on_containerd_1_6() {
+    runs_as_the_chart_says(Generation::V1_6);
+}
+
+#[test]
+fn image_runs_as_the_chart_says_on_containerd_1_7() {
+    runs_as_the_chart_says(Generation::V1_7);
+}
+
+#[test]
+fn image_runs_as_the_chart_says_on_containerd_2_1() {
+    runs_as_the_chart_says(Generation::V2_1);
+}
+
+#[test]
+fn uninstall_gives_containerd_its_own_configuration_back() {
+    let cluster = Cluster::new(ClusterOptions::new(1, Generation::V2_1));
+    let node = &cluster.nodes[0];
+    let image = published(&cluster).by_tag();
+    cluster.expect("pull of the image", node.pull(Puller::Cri, &image));
+    let hosts = node.dir.join(format!("certs.d/{REGISTRY}/hosts.toml"));
+    let before = fs::read_to_string(&hosts).expect("the harness wrote it");
+    let mirror = start(&cluster, node, &image);
+    wait_until_ready(&cluster, node);
+    assert_ne!(fs::read_to_string(&hosts).expect("the configuration container wrote it"), before);
+    cluster.expect("the mirror ends with 0", node.stop_container(&mirror, STOP_MAX));
+
+    let cleanup = Container::of_pod(&pod(node, "DaemonSet", "spegel-cleanup"), "cleanup", &image);
+    cluster.expect("the cleanup container", node.start_container(&cleanup));
+    let mut wait = Container::of_pod(&pod(node, "Pod", "spegel-cleanup-wait"), "cleanup-wait", &image);
+    replace(&mut wait, "--probe-endpoint", &format!("{}:8080", node.name));
+    cluster.expect("the cleanup-wait container ends by itself", node.run_container(&wait));
+    assert_eq!(fs::read_to_string(&hosts).expect("it is there again"), before);
+    assert!(!node.dir.join("certs.d/_backup").exists(), "nothing is left of the mirror");
+    cluster.expect("the cleanup container ends with 0", node.stop_container(&cleanup, STOP_MAX));
+}
+
+/// What docs/operating.md says of the one capability that somebody may need.
+#[test]
+fn configuration_of_other_users_takes_one_capability() {
+    let cluster = Cluster::new(ClusterOptions::new(1, Generation::V2_1));
+    let node = &cluster.nodes[0];
+    let own = published(&cluster);
+    cluster.expect("pull of the image", node.pull(Puller::Cri, &own.by_tag()));
+    let foreign = node.dir.join("certs.d/other.example");
+    fs::create_dir_all(&foreign).expect("the node's directory is ours");
+    fs::write(foreign.join("hosts.toml"), "server = 'https://other.example'").expect("the directory is ours");
+    for path in [foreign.join("hosts.toml"), foreign.clone()] {
+        chown(&path, Some(1000), Some(1000)).expect("root may give files away");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).expect("the file is root's to change");
+    }
+
+    let mut configuration =
+        Container::of_pod(&pod(node, "DaemonSet", "spegel"), "configuration", &own.by_tag());
+    let refused =
+        node.run_container(&configuration).expect_err("root needs the capability for files of others");
+    assert!(refused.contains("other.example") && refused.contains("Permission denied"), "{refused}");
+    assert!(!node.dir.join("certs.d/_backup").exists(), "nothing was changed");
+
+    configuration.capabilities = vec!["DAC_OVERRIDE".to_owned()];
+    cluster.expect("the configuration container", node.run_container(&configuration));
+    assert!(node.dir.join("certs.d/_backup/other.example/hosts.toml").exists(), "it is kept for later");
+}
+
+#[test]
+fn image_is_small_and_says_what_it_is() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let unpacked =
+        std::process::Command::new("tar").arg("-C").arg(dir.path()).arg("-xf").arg(image_archive()).status();
+    assert!(unpacked.expect("tar starts").success());
+    let read = |path: &Path| -> Value {
+        serde_json::from_slice(&fs::read(path).expect("the layout is complete")).expect("it is JSON")
+    };
+    let blob = |descriptor: &Value| {
+        let digest =
+            descriptor["digest"].as_str().expect("a digest").trim_start_matches("sha256:").to_owned();
+        dir.path().join("blobs/sha256").join(digest)
+    };
+    let index = read(&blob(&read(&dir.path().join("index.json"))["manifests"][0]));
+    let manifests = index["manifests"].as_array().expect("an index");
+    assert!(!manifests.is_empty());
+    for entry in manifests {
+        let manifest = read(&blob(entry));
+        let size = manifest["layers"][0]["size"].as_u64().expect("a size");
+        println!("{}: {size} bytes to download", entry["platform"]["architecture"]);
+        assert!(size <= mib(20), "{size} bytes");
+        let config = read(&blob(&manifest["config"]));
+        assert_eq!(config["architecture"], entry["platform"]["architecture"]);
+        assert_eq!(config["config"]["Entrypoint"], json!(["/spegel"]));
+        assert_eq!(config["config"]["User"], "0:0", "containerd's socket belongs to root");
+        let labels = &config["config"]["Labels"];
+        assert_eq!(labels["org.opencontainers.image.version"], env!("CARGO_PKG_VERSION"));
+        assert!(labels["org.opencontainers.image.revision"].as_str().is_some_and(|text| !text.is_empty()));
+        let mut list = std::process::Command::new("tar");
+        let list = list.arg("-tzf").arg(blob(&manifest["layers"][0])).output().expect("tar starts");
+        assert_eq!(String::from_utf8_lossy(&list.stdout), "spegel\n", "one file and nothing else");
+    }
+}

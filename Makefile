@@ -13,6 +13,10 @@ help: ## Say what can be made
 parts: ## Install what is missing on this machine (as root)
 	@.ci/install
 
+.PHONY: chart-parts
+chart-parts:
+	@.ci/install chart
+
 .PHONY: build
 build: parts ## Build the spegel binary
 	$(CARGO) build --release --locked -p spegel
@@ -29,7 +33,7 @@ test-fast: parts ## Run the tests that need no cluster
 	$(CARGO) test --locked --workspace --exclude spegel-tests
 
 .PHONY: test-real
-test-real: build ## Run the tests on real containerd in network namespaces (as root)
+test-real: build chart-parts ## Run the tests on real containerd in network namespaces (as root)
 	deploy/image $(TARGET)/image/spegel.tar
 	$(CARGO) test --locked -p spegel-tests -- --test-threads=1
 
@@ -39,11 +43,11 @@ image: parts ## Build the OCI image without Docker, target/image/spegel.tar: mak
 	deploy/image $(TARGET)/image/spegel.tar $(ARCHES)
 
 .PHONY: chart
-chart: parts ## Check the chart: helm lint, helm template over many values, each object against Kubernetes' types
+chart: chart-parts ## Check the chart: helm lint, helm template over many values, each object against Kubernetes' types
 	$(CARGO) test --locked -p spegel-tests --test chart
 
 .PHONY: manifest
-manifest: parts ## Render deploy/spegel.yaml, the manifest for those without helm, from the chart
+manifest: chart-parts ## Render deploy/spegel.yaml, the manifest for those without helm, from the chart
 	HELM=$(PARTS)/helm deploy/render > deploy/spegel.yaml.new && mv deploy/spegel.yaml.new deploy/spegel.yaml
 
 .PHONY: sim

@@ -32,6 +32,10 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// asks needs more sockets.
 const PROBES_MAX: usize = 10;
 
+/// Most addresses remembered. Fewer and the last nodes of a larger cluster are not waited for; more
+/// only matters to a name whose addresses never end.
+const SEEN_MAX: usize = 16_384;
+
 /// Longest wait for requests under way once told to end. Shorter and a probe is cut off; longer
 /// and a client that stalls holds up the pod's end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
@@ -86,8 +90,9 @@ pub async fn cleanup(
 }
 
 /// Waits until all addresses of `endpoint` (`HOST:PORT`) answer `GET /readyz` with 200 in
-/// `threshold` rounds in a row, one round each `period`. Has no end of its own: the job's deadline
-/// is Kubernetes' to set.
+/// `threshold` rounds in a row, one round each `period`, of which none but the first brings an
+/// address that was not there before. Has no end of its own: the job's deadline is Kubernetes' to
+/// set.
 ///
 /// # Errors
 ///
@@ -101,16 +106,17 @@ pub async fn cleanup_wait(endpoint: &str, threshold: u32, period: Duration) -> R
     }
     let mut rounds = interval(period.max(Duration::from_millis(1)));
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut successes = 0;
-    while successes < threshold.max(1) {
+    let mut successes = Successes::default();
+    while successes.in_a_row < threshold.max(1) {
         rounds.tick().await;
         match round(endpoint).await {
-            Ok(nodes) => {
-                successes += 1;
-                info!(nodes, successes, threshold, "all nodes are cleaned up");
+            Ok(addrs) => {
+                successes.add(addrs);
+                let nodes = successes.seen.len();
+                info!(nodes, successes = successes.in_a_row, threshold, "all nodes are cleaned up");
             }
             Err(cause) => {
-                successes = 0;
+                successes.in_a_row = 0;
                 info!(%cause, "not all nodes are cleaned up");
             }
         }
@@ -118,8 +124,27 @@ pub async fn cleanup_wait(endpoint: &str, threshold: u32, period: Duration) -> R
     Ok(())
 }
 
+/// Rounds in which every address answered.
+///
+/// A name that has many addresses does not show all of them at once: musl's resolver returns no more
+/// than 48, and a cluster's DNS puts others first each time.
+#[derive(Default)]
+struct Successes {
+    in_a_row: u32,
+    seen: BTreeSet<SocketAddr>,
+}
+
+impl Successes {
+    fn add(&mut self, addrs: BTreeSet<SocketAddr>) {
+        let before = self.seen.len();
+        self.seen.extend(addrs.into_iter().take(SEEN_MAX.saturating_sub(before)));
+        // Where one more turned up, there may be yet others.
+        self.in_a_row = if self.seen.len() > before { 1 } else { self.in_a_row + 1 };
+    }
+}
+
 /// Probes all addresses once.
-async fn round(endpoint: &str) -> Result<usize, String> {
+async fn round(endpoint: &str) -> Result<BTreeSet<SocketAddr>, String> {
     let found = lookup_host(endpoint).await.map_err(|error| format!("{endpoint}: {error}"))?;
     let addrs: BTreeSet<SocketAddr> = found.collect();
     if addrs.is_empty() {
@@ -133,10 +158,9 @@ async fn round(endpoint: &str) -> Result<usize, String> {
             Err(_) => Err(format!("{addr}: no answer within {} s", PROBE_TIMEOUT.as_secs())),
         }
     };
-    let nodes = addrs.len();
     let probes: Vec<Result<(), String>> =
-        futures::stream::iter(addrs).map(probe).buffer_unordered(PROBES_MAX).collect().await;
-    probes.into_iter().collect::<Result<(), String>>().map(|()| nodes)
+        futures::stream::iter(addrs.iter().copied()).map(probe).buffer_unordered(PROBES_MAX).collect().await;
+    probes.into_iter().collect::<Result<(), String>>().map(|()| addrs)
 }
 
 async fn status(addr: SocketAddr) -> io::Result<StatusCode> {
@@ -247,6 +271,38 @@ mod tests {
         cleanup_wait(&endpoint, 3, Duration::from_millis(5)).await.unwrap();
         assert_eq!(asked.load(Ordering::Relaxed), 6);
         server.abort();
+    }
+
+    #[test]
+    fn address_that_turns_up_later_starts_the_count_again() {
+        let addrs = |hosts: &[u8]| {
+            hosts.iter().map(|host| SocketAddr::from(([10, 0, 0, *host], 8080))).collect::<BTreeSet<_>>()
+        };
+        let mut successes = Successes::default();
+        let counts = [&[1, 2][..], &[1, 2], &[3, 1], &[1, 2], &[2, 3]].map(|hosts| {
+            successes.add(addrs(hosts));
+            successes.in_a_row
+        });
+        assert_eq!(counts, [1, 2, 1, 2, 3]);
+    }
+
+    #[test]
+    fn more_nodes_than_the_resolver_shows_are_waited_for() {
+        const NODES: u32 = 500;
+        let mut successes = Successes::default();
+        let mut rounds = 0;
+        // The cluster's DNS turns its list by as much as it likes for each answer.
+        let mut first = 0;
+        while successes.in_a_row < 3 {
+            first = (first + 131) % NODES;
+            let shown = (first..first + 48).map(|host| {
+                let octets = (host % NODES).to_be_bytes();
+                SocketAddr::from(([10, octets[1], octets[2], octets[3]], 8080))
+            });
+            successes.add(shown.collect());
+            rounds += 1;
+        }
+        assert_eq!(successes.seen.len(), NODES as usize, "after {rounds} rounds");
     }
 
     #[tokio::test]

@@ -36,7 +36,7 @@ pub use http::{Answer, BodyEnd, HttpClient};
 pub use image::{Blob, Image, ImageSpec, digest_of};
 pub use netns::{LinkBytes, NetNs};
 pub use node::Node;
-pub use parts::{Generation, helm, image_archive, spegel_binary};
+pub use parts::{Generation, helm, image_archive, promtool, spegel_binary};
 pub use process::Process;
 pub use stand_in::{StandIn, answer_status, request_head, stay_silent};
 pub use sweep::{clean_up, clean_up_on_signal, interrupted, leftovers};

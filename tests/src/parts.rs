@@ -58,11 +58,21 @@ pub fn spegel_binary() -> PathBuf {
     path
 }
 
-/// helm, which `.ci/install` builds.
+/// helm, which `.ci/install chart` builds.
 #[must_use]
 pub fn helm() -> PathBuf {
-    let path = parts_dir().join("helm");
-    assert!(path.exists(), "{} is missing: run .ci/install first", path.display());
+    part("helm")
+}
+
+/// promtool, which checks what Prometheus reads.
+#[must_use]
+pub fn promtool() -> PathBuf {
+    part("promtool")
+}
+
+fn part(name: &str) -> PathBuf {
+    let path = parts_dir().join(name);
+    assert!(path.exists(), "{} is missing: run .ci/install chart (as root) first", path.display());
     path
 }
 

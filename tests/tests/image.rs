@@ -80,9 +80,13 @@ fn runs_as_the_chart_says(generation: Generation) {
         cluster.expect("pull of the image", node.pull(Puller::Cri, &own.by_tag()));
         cluster.expect("content of the image", node.verify(&own));
     }
-    let version = Container::new("version", &own.by_tag(), &["version"]);
-    let said = cluster.expect("spegel version", first.run_container(&version));
-    assert_eq!(said, format!("spegel {}\n", env!("CARGO_PKG_VERSION")));
+    cluster.expect("import of the image", first.import_archive(&image_archive()));
+    let imported = format!("localhost/spegel:{}", env!("CARGO_PKG_VERSION"));
+    for name in [own.by_tag(), imported] {
+        let version = Container::new("version", &name, &["version"]);
+        let said = cluster.expect("spegel version", first.run_container(&version));
+        assert_eq!(said, format!("spegel {}\n", env!("CARGO_PKG_VERSION")));
+    }
 
     let mirrors = [first, second].map(|node| start(&cluster, node, &own.by_tag()));
     cluster.nodes.iter().for_each(|node| wait_until_ready(&cluster, node));

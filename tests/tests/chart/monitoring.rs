@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::process::Command;
 
 use serde_json::{Value, json};
-use spegel_tests::{Chart, chart_dir};
+use spegel_tests::{Chart, chart_dir, deploy_dir, promtool};
 
 use crate::objects::{Objects, list};
 use crate::operators::{Custom, PrometheusRule};
@@ -73,6 +74,17 @@ fn alerts_ask_for_metrics_that_exist_and_say_what_to_do() {
     }
     let ready = rules.iter().find(|rule| rule.alert == "SpegelNotReady").expect("it is there");
     assert!(ready.expr.contains(r#"daemonset="images-spegel""#), "it is about this release: {}", ready.expr);
+}
+
+#[test]
+fn prometheus_takes_the_alerts_and_they_fire_when_they_should() {
+    for (command, file) in [("check", "charts/spegel/monitoring/alerts.yaml"), ("test", "alerts-test.yaml")] {
+        let mut promtool = Command::new(promtool());
+        let output = promtool.args([command, "rules"]).arg(deploy_dir().join(file)).output();
+        let output = output.expect("promtool starts");
+        let said = [output.stdout, output.stderr].concat();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
+    }
 }
 
 #[test]

@@ -34,6 +34,7 @@ fn matrix() -> Vec<(&'static str, Chart)> {
         ("nothing optional", Chart::with(nothing_optional())),
         ("everything optional", Chart::with(everything_optional())),
         ("what v0.7 of the Go chart has by default", Chart::with(go_v0_7())),
+        ("the values of v0.7 alone (helm upgrade --reuse-values)", Chart::with(go_v0_7_alone())),
         ("privileged", Chart::with(json!({"securityContext": {"privileged": true}}))),
     ];
     for kubernetes in ["1.26.0", "1.33.4", "1.34.1-gke.100", "1.37.0"] {
@@ -97,6 +98,17 @@ fn go_v0_7() -> Value {
         }},
         "updateStrategy": {},
     })
+}
+
+/// The same without what has been added since.
+fn go_v0_7_alone() -> Value {
+    let mut values = go_v0_7();
+    for added in ["networkPolicy", "prometheusRule", "extraVolumes", "extraInitContainers"] {
+        values[added] = Value::Null;
+    }
+    values["service"]["registry"]["internalTrafficLocal"] = Value::Null;
+    values["spegel"] = json!({"persistence": null});
+    values
 }
 
 #[test]

@@ -1,4 +1,7 @@
-{{/* Names and selector labels are those of the Go implementation's chart: a DaemonSet's selector cannot be changed,
+{{/* Parentheses as in (.Values.networkPolicy).enabled: `helm upgrade --reuse-values` brings the values of the older chart
+alone, which may lack what this one has added.
+
+Names and selector labels are those of the Go implementation's chart: a DaemonSet's selector cannot be changed,
 and hosts.toml on the nodes and other people's manifests name the Services. */}}
 
 {{- define "spegel.name" -}}

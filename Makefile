@@ -47,8 +47,10 @@ chart: chart-parts ## Check the chart: helm lint, helm template over many values
 	$(CARGO) test --locked -p spegel-tests --test chart
 
 .PHONY: manifest
-manifest: chart-parts ## Render deploy/spegel.yaml, the manifest for those without helm, from the chart
-	HELM=$(PARTS)/helm deploy/render > deploy/spegel.yaml.new && mv deploy/spegel.yaml.new deploy/spegel.yaml
+manifest: chart-parts ## Render the manifests for those without helm from the chart: deploy/spegel.yaml, spegel-cleanup.yaml
+	for name in spegel spegel-cleanup; do \
+	    HELM=$(PARTS)/helm deploy/render $$name > deploy/$$name.yaml.new && mv deploy/$$name.yaml.new deploy/$$name.yaml || exit 1; \
+	done
 
 .PHONY: sim
 sim: parts ## Replay one simulated scenario: make sim SCENARIO=... SEED=...

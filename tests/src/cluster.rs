@@ -77,6 +77,8 @@ pub struct ClusterOptions {
     pub node_mbit: Option<u32>,
     /// Keeps all files in memory: for tests with so many small blobs that the disk's syncs would take minutes.
     pub in_memory: bool,
+    /// What the mirrors log; figures of their cost need less of it.
+    pub log_level: &'static str,
     /// More arguments for `spegel registry`.
     pub spegel_args: Vec<String>,
 }
@@ -93,6 +95,7 @@ impl ClusterOptions {
             upstream_mbit: None,
             node_mbit: None,
             in_memory: false,
+            log_level: "DEBUG",
             spegel_args: Vec::new(),
         }
     }
@@ -237,8 +240,9 @@ impl Cluster {
     }
 
     fn spegel_arguments(&self, node: &Node) -> Vec<String> {
+        let level = self.options.log_level;
         let mut arguments = vec![
-            "--log-level=DEBUG".to_owned(),
+            format!("--log-level={level}"),
             format!("--registry-addr=:{MIRROR_PORT}"),
             format!("--router-addr=:{ROUTER_PORT}"),
             format!("--metrics-addr=:{METRICS_PORT}"),

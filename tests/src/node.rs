@@ -246,6 +246,12 @@ impl Node {
         }
     }
 
+    /// The mirror's process, if it was started.
+    #[must_use]
+    pub fn spegel_pid(&self) -> Option<u32> {
+        lock(&self.spegel).as_ref().map(Process::pid)
+    }
+
     /// Processor time of the mirror so far.
     #[must_use]
     pub fn spegel_cpu_seconds(&self) -> f64 {

@@ -1,0 +1,185 @@
+//! `make bench`: what bytes and requests cost, beside nginx doing the same on the same files in the same run.
+//!
+//! Rounds alternate between the two, so that whatever else the machine does falls on both. Each line of the
+//! table has the smallest, the middle and the largest of its rounds; a ratio is that of one round.
+#![allow(clippy::print_stdout, clippy::disallowed_methods, reason = "it prints figures of the real clock")]
+
+mod load;
+mod memory;
+mod nginx;
+mod table;
+
+use std::panic;
+use std::process::{self, ExitCode};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::time::clock_getcpuclockid;
+use nix::unistd::Pid;
+use spegel_tests::{
+    Cluster, ClusterOptions, Generation, Image, ImageSpec, Node, REGISTRY, clean_up, clean_up_on_signal,
+    digest_of, interrupted, percentile, spegel_binary,
+};
+
+use crate::load::Target;
+use crate::nginx::Nginx;
+use crate::table::{Goal, Table};
+
+const BLOB_BYTES: u64 = 1 << 30;
+/// How often the blob is moved for one figure: on the fastest machines that is still some tenths of a second.
+const BLOBS_PER_FIGURE: u32 = 2;
+const ROUNDS: usize = 7;
+/// Requests for one figure of the manifest rate.
+const MANIFESTS: u32 = 20_000;
+const MISSES: usize = 500;
+/// The first ones open connections between the mirrors.
+const MISSES_WARM_UP: usize = 50;
+const SETTLE: Duration = Duration::from_secs(10);
+
+fn main() -> ExitCode {
+    clean_up_on_signal();
+    panic::set_hook(Box::new(|info| {
+        wait_if_interrupted();
+        eprintln!("\nThe benchmark stopped: {info}");
+        clean_up();
+        process::exit(1);
+    }));
+    let ended = bench();
+    wait_if_interrupted();
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nThe benchmark failed: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// After Ctrl-C everything fails, and says nothing; the thread that cleans up ends the process.
+fn wait_if_interrupted() {
+    while interrupted() {
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn bench() -> Result<(), String> {
+    let _there = spegel_binary();
+    let mut options = ClusterOptions::new(4, Generation::V2_1);
+    options.log_level = "INFO";
+    let cluster = Cluster::with_spegel(options);
+    let [holder, mirror, ..] = cluster.nodes.as_slice() else {
+        return Err("four nodes were asked for".to_owned());
+    };
+    let mut table = Table::default();
+
+    thread::sleep(SETTLE);
+    table.add("memory, idle", "MB", Goal::at_most(15.0), vec![memory::resident_mb(holder)]);
+    misses(&cluster, &mut table)?;
+
+    let image =
+        cluster.held_image(&ImageSpec::new("bench/app", "1", &[BLOB_BYTES]).single(), &[holder], mirror);
+    // So that neither side has to read it from the disk.
+    let file = holder.blob_file(&image.layers[0]);
+    std::fs::read(&file).map_err(|error| error.to_string())?;
+    let nginx = Nginx::start(holder, &holder.blob_file(&image.layers[0]), &cluster.dir().join("nginx"))?;
+    manifests(holder, mirror, &image, &nginx, &mut table)?;
+    bytes(holder, mirror, &image, &nginx, &mut table)?;
+    memory::measure(holder, mirror, &image, &mut table)?;
+    table.print();
+    Ok(())
+}
+
+/// What a layer costs that nobody has.
+fn misses(cluster: &Cluster, table: &mut Table) -> Result<(), String> {
+    let (mut halves, mut worst) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let node = &cluster.nodes[round % cluster.nodes.len()];
+        let mut client = node.client()?;
+        let mut samples = Vec::new();
+        for n in 0..MISSES_WARM_UP + MISSES {
+            let digest = digest_of(format!("nobody has {round} {n}").as_bytes());
+            let answer = client.get(&format!("/v2/miss/blobs/{digest}?ns={REGISTRY}"), &[])?;
+            if answer.status != 404 {
+                return Err(format!("{}: {} where nobody has it", node.name, answer.status));
+            }
+            samples.push(answer.elapsed);
+        }
+        let samples = &samples[MISSES_WARM_UP..];
+        halves.push(percentile(samples, 50).as_secs_f64() * 1000.0);
+        worst.push(percentile(samples, 99).as_secs_f64() * 1000.0);
+    }
+    table.add("miss, 4 nodes, p50", "ms", Goal::at_most(1.0), halves);
+    table.add("miss, 4 nodes, p99", "ms", Goal::at_most(3.0), worst);
+    Ok(())
+}
+
+/// What a manifest costs that is here, on a connection that stays open.
+fn manifests(
+    holder: &Node,
+    client: &Node,
+    image: &Image,
+    nginx: &Nginx,
+    table: &mut Table,
+) -> Result<(), String> {
+    let manifest = image.needed.iter().find(|blob| blob.is_manifest).ok_or("an image has a manifest")?;
+    let own = Target::new(holder.mirror_address(), &image.blob_path(manifest));
+    let reference = Target::new(nginx.address(), &nginx.add(&manifest.path)?);
+    let (mut own_rates, mut reference_rates) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let rate = |target: &Target, pid: u32| {
+            let before = cpu_seconds(pid);
+            target.ask_often(client, MANIFESTS)?;
+            Ok::<_, String>(f64::from(MANIFESTS) / (cpu_seconds(pid) - before))
+        };
+        reference_rates.push(rate(&reference, nginx.pid())?);
+        own_rates.push(rate(&own, memory::pid(holder)?)?);
+    }
+    let what = "manifests per CPU second";
+    table.compare(what, "1/s", Goal::at_least(0.5), own_rates, reference_rates);
+    Ok(())
+}
+
+/// What moving a blob costs and how long it takes.
+fn bytes(
+    holder: &Node,
+    mirror: &Node,
+    image: &Image,
+    nginx: &Nginx,
+    table: &mut Table,
+) -> Result<(), String> {
+    let path = image.blob_path(&image.layers[0]);
+    let targets = [
+        (Target::new(nginx.address(), nginx.path()).all_but_a_byte(), nginx.pid()),
+        (Target::new(holder.mirror_address(), &path).as_peer().all_but_a_byte(), memory::pid(holder)?),
+        (Target::new(mirror.mirror_address(), &path).all_but_a_byte(), memory::pid(mirror)?),
+    ];
+    let (mut cpu, mut speed) = ([const { Vec::new() }; 3], [const { Vec::new() }; 3]);
+    for _ in 0..ROUNDS {
+        for (n, (target, pid)) in targets.iter().enumerate() {
+            let (before, start) = (cpu_seconds(*pid), Instant::now());
+            let mut moved = 0;
+            for _ in 0..BLOBS_PER_FIGURE {
+                moved += target.download(mirror)?;
+            }
+            if moved != (image.layers[0].size - 1) * u64::from(BLOBS_PER_FIGURE) {
+                return Err(format!("{moved} bytes came from {target:?}"));
+            }
+            #[expect(clippy::cast_precision_loss, reason = "a few figures are shown")]
+            let gib = moved as f64 / f64::from(1 << 30);
+            cpu[n].push((cpu_seconds(*pid) - before) / gib);
+            speed[n].push(gib / start.elapsed().as_secs_f64());
+        }
+    }
+    let ([nginx_cpu, serve_cpu, mirror_cpu], [nginx_speed, serve_speed, mirror_speed]) = (cpu, speed);
+    table.compare("serve, CPU", "s/GiB", Goal::at_most(1.1), serve_cpu, nginx_cpu.clone());
+    table.compare("serve, throughput", "GiB/s", Goal::at_least(0.95), serve_speed, nginx_speed.clone());
+    table.compare("mirror, CPU", "s/GiB", Goal::at_most(1.2), mirror_cpu, nginx_cpu);
+    table.compare("mirror, throughput", "GiB/s", Goal::none(), mirror_speed, nginx_speed);
+    Ok(())
+}
+
+/// Processor time of all threads of a process, those that have ended included.
+fn cpu_seconds(pid: u32) -> f64 {
+    let clock = clock_getcpuclockid(Pid::from_raw(pid.cast_signed())).expect("the process runs");
+    Duration::from(clock.now().expect("the process runs")).as_secs_f64()
+}

@@ -1,0 +1,119 @@
+//! The figures as a person reads them.
+
+/// What a figure, or its ratio to the reference, should be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Goal {
+    AtMost(f64),
+    AtLeast(f64),
+    None,
+}
+
+impl Goal {
+    pub(crate) const fn at_most(most: f64) -> Self {
+        Self::AtMost(most)
+    }
+
+    pub(crate) const fn at_least(least: f64) -> Self {
+        Self::AtLeast(least)
+    }
+
+    pub(crate) const fn none() -> Self {
+        Self::None
+    }
+
+    fn shown(self, median: f64) -> String {
+        let mark = |met| if met { "met" } else { "MISSED" };
+        match self {
+            Self::AtMost(most) => format!("<= {most:<5} {}", mark(median <= most)),
+            Self::AtLeast(least) => format!(">= {least:<5} {}", mark(median >= least)),
+            Self::None => String::new(),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Row {
+    what: String,
+    unit: &'static str,
+    goal: Goal,
+    own: Vec<f64>,
+    /// Of the same rounds.
+    reference: Option<Vec<f64>>,
+}
+
+/// Everything that was measured.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    rows: Vec<Row>,
+}
+
+impl Table {
+    /// A figure that speaks for itself.
+    pub(crate) fn add(&mut self, what: &str, unit: &'static str, goal: Goal, own: Vec<f64>) {
+        self.rows.push(Row { what: what.to_owned(), unit, goal, own, reference: None });
+    }
+
+    /// A figure beside the reference's; the goal is one for their ratio.
+    pub(crate) fn compare(
+        &mut self,
+        what: &str,
+        unit: &'static str,
+        goal: Goal,
+        own: Vec<f64>,
+        reference: Vec<f64>,
+    ) {
+        self.rows.push(Row { what: what.to_owned(), unit, goal, own, reference: Some(reference) });
+    }
+
+    pub(crate) fn print(&self) {
+        let headings = ["", "spegel", "nginx", "spegel / nginx", "goal"];
+        println!(
+            "{:<44} {:<26} {:<26} {:<22} {}",
+            headings[0], headings[1], headings[2], headings[3], headings[4]
+        );
+        for row in &self.rows {
+            let ratios = row.reference.as_ref().map(|reference| {
+                row.own.iter().zip(reference).map(|(own, reference)| own / reference).collect::<Vec<_>>()
+            });
+            let what =
+                if row.unit.is_empty() { row.what.clone() } else { format!("{}, {}", row.what, row.unit) };
+            println!(
+                "{what:<44} {:<26} {:<26} {:<22} {}",
+                spread(&row.own),
+                row.reference.as_deref().map_or_else(String::new, spread),
+                ratios.as_deref().map_or_else(String::new, spread),
+                row.goal.shown(median(ratios.as_deref().unwrap_or(&row.own)))
+            );
+        }
+    }
+}
+
+fn sorted(values: &[f64]) -> Vec<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted
+}
+
+fn median(values: &[f64]) -> f64 {
+    sorted(values)[values.len() / 2]
+}
+
+/// The middle, and the ends where there are any.
+fn spread(values: &[f64]) -> String {
+    let all = sorted(values);
+    match all.as_slice() {
+        [] => String::new(),
+        [only] => short(*only),
+        [first, .., last] => format!("{} ({} .. {})", short(median(&all)), short(*first), short(*last)),
+    }
+}
+
+/// Three digits that tell something.
+fn short(value: f64) -> String {
+    match value.abs() {
+        large if large >= 100.0 => format!("{value:.0}"),
+        middle if middle >= 10.0 => format!("{value:.1}"),
+        middle if middle >= 1.0 => format!("{value:.2}"),
+        _ => format!("{value:.3}"),
+    }
+}

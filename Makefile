@@ -72,6 +72,11 @@ fuzz: ## Fuzz each parser and the core: make fuzz SECONDS=60 (needs Rust nightly
 	@command -v cargo-fuzz >/dev/null || $(CARGO) install --locked cargo-fuzz
 	@fuzz/run $(SECONDS)
 
+.PHONY: bench
+bench: build ## Measure bytes, requests and memory beside nginx (as root), then the core
+	$(CARGO) run --release --locked -q -p spegel-tests --bin bench
+	$(CARGO) bench --locked -p spegel-core
+
 .PHONY: bench-core
 bench-core: ## Measure what the core spends on what happens often or is large
 	$(CARGO) bench --locked -p spegel-core

@@ -15,7 +15,7 @@ pub mod metrics;
 pub mod mirror;
 pub mod net;
 pub mod notice;
-mod peer;
+pub mod peer;
 pub mod ports;
 pub mod registry;
 pub mod resolve;

@@ -1,10 +1,11 @@
 //! Pulls: requests that this node cannot answer from local content. Each runs as a task that
 //! tells the core what happens and carries out what the core orders; bytes go from a peer to
-//! the client without touching the core. Decides nothing: not whom to ask, how long to wait,
+//! the client without touching the core, or this process where the kernel can move them. Decides nothing: not whom to ask, how long to wait,
 //! when to move to another peer, or what to answer. Called by the registry for each such
 //! request and by the shell with each order.
 
 mod answer;
+mod relay;
 mod task;
 
 use std::{
@@ -18,7 +19,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use spegel_core::{AttemptId, Input, Output, PullId, RefuseReason};
 use tokio::sync::{mpsc, oneshot};
@@ -26,20 +26,17 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     distribution::{ContentRequest, Credentials},
     metrics::Metrics,
-    net::Dialer,
+    net::{Dialer, Stream},
 };
+pub(crate) use relay::RelayBody;
 
 /// Most pulls at once. Fewer and a node that starts many pods sends some of them upstream for
-/// no reason; each may hold up to 640 KiB of buffers.
+/// no reason; each holds two connections, and a pipe or some buffers.
 const PULLS_MAX: usize = 1024;
 
 /// Most orders that wait for one pull. It gets a few in its whole life, so more means that it
 /// no longer listens.
 const ORDERS_MAX: usize = 64;
-
-/// Most chunks between a peer's connection and a client's. More only holds memory: the
-/// sockets on both sides have buffers of their own.
-const CHUNKS_MAX: usize = 1;
 
 /// An order of the core for one pull.
 #[derive(Clone, Copy, Debug)]
@@ -52,10 +49,9 @@ enum Order {
 }
 
 /// How a pull is answered.
-#[derive(Debug)]
-pub(crate) enum Outcome {
+pub(crate) enum Outcome<S: Stream> {
     /// With what a peer has.
-    Forwarded { status: StatusCode, headers: HeaderMap, length: u64, body: mpsc::Receiver<Bytes> },
+    Forwarded { status: StatusCode, headers: HeaderMap, length: u64, body: RelayBody<S> },
     /// Not at all.
     Refused { reason: RefuseReason, attempts: u32 },
 }
@@ -120,7 +116,7 @@ impl<D: Dialer> Pulls<D> {
 
     /// Pulls from peers what a client asked for; waits for the head of the response. Dropping
     /// the future, or the body of the outcome, abandons the pull.
-    pub(crate) async fn pull(&self, request: ContentRequest) -> Outcome {
+    pub(crate) async fn pull(&self, request: ContentRequest) -> Outcome<D::Stream> {
         let overloaded = Outcome::Refused { reason: RefuseReason::Overloaded, attempts: 0 };
         let pull = PullId(self.next.fetch_add(1, Ordering::Relaxed));
         let (to_task, orders) = mpsc::channel(ORDERS_MAX);

@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf, Bytes};
 use spegel_core::{AttemptId, FetchError, Input, Key, PullId, PullKind, RefuseReason};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -19,12 +18,13 @@ use tokio::{
 use tracing::debug;
 
 use super::{
-    CHUNKS_MAX, Order, Outcome, Pulls,
+    Order, Outcome, Pulls,
     answer::{self, Answer, Promise},
+    relay::{News, Relay},
 };
 use crate::{
     distribution::{ContentRequest, Credentials},
-    metrics::{Metrics, Source},
+    metrics::Metrics,
     net::{Dialer, Stream},
     peer::{self, PeerBody, PeerRequest},
 };
@@ -48,50 +48,19 @@ type Asking<S> = Pin<Box<dyn Future<Output = Result<Box<Answered<S>>, FetchError
 
 /// The attempt whose body goes to the client. Offsets count from the start of what the client
 /// asked for.
-struct Forwarding<S: Stream> {
+struct Forwarding {
     attempt: AttemptId,
-    body: PeerBody<S>,
-    /// Up to where the peer's body has been read.
-    position: u64,
-    /// Bytes read that the client has no room for yet; they end at `position`.
-    pending: Option<Bytes>,
     /// Up to where the core has been told of.
     reported: u64,
-    starved: Duration,
     interval: Duration,
     report_at: Instant,
-}
-
-impl<S: Stream> Forwarding<S> {
-    /// Bytes given to the client (or already there) that the core has not been told of.
-    fn unreported(&self) -> u64 {
-        let pending = self.pending.as_ref().map_or(0, |chunk| chunk.len() as u64);
-        (self.position - pending).saturating_sub(self.reported)
-    }
-
-    fn take_report(&mut self, now: Instant) -> (u64, Duration) {
-        let bytes = self.unreported();
-        self.reported += bytes;
-        self.report_at = now + self.interval;
-        (bytes, std::mem::take(&mut self.starved))
-    }
-}
-
-/// What the forwarded attempt came to next.
-enum Flow {
-    /// The peer sent bytes, ended the body, or failed.
-    FromPeer(Option<Result<Bytes, FetchError>>),
-    /// The client took the pending bytes.
-    ToClient,
-    /// The client is gone.
-    ClientGone,
 }
 
 enum Step<S: Stream> {
     Ordered(Option<Order>),
     ClientGone,
+    Told(News),
     Asked(AttemptId, Result<Box<Answered<S>>, FetchError>),
-    Flowed(Flow),
     ReportDue,
 }
 
@@ -111,15 +80,13 @@ pub(super) struct Task<D: Dialer> {
     inputs: mpsc::Sender<Input>,
     orders: mpsc::Receiver<Order>,
     /// Where the head goes; `None` once it has.
-    client: Option<oneshot::Sender<Outcome>>,
+    client: Option<oneshot::Sender<Outcome<D::Stream>>>,
     /// Where the body goes; `None` until the head has.
-    body: Option<mpsc::Sender<Bytes>>,
+    relay: Option<Relay<D::Stream>>,
     promise: Option<Promise>,
-    /// Bytes given to the client.
-    sent: u64,
     asking: BTreeMap<AttemptId, Asking<D::Stream>>,
     answered: BTreeMap<AttemptId, Box<Answered<D::Stream>>>,
-    forwarding: Option<Forwarding<D::Stream>>,
+    forwarding: Option<Forwarding>,
     requested_at: Instant,
     resolved: bool,
 }
@@ -130,7 +97,7 @@ impl<D: Dialer> Task<D> {
         pull: PullId,
         request: ContentRequest,
         orders: mpsc::Receiver<Order>,
-        client: oneshot::Sender<Outcome>,
+        client: oneshot::Sender<Outcome<D::Stream>>,
     ) -> Self {
         Self {
             pull,
@@ -141,9 +108,8 @@ impl<D: Dialer> Task<D> {
             inputs: pulls.inputs.clone(),
             orders,
             client: Some(client),
-            body: None,
+            relay: None,
             promise: None,
-            sent: 0,
             asking: BTreeMap::new(),
             answered: BTreeMap::new(),
             forwarding: None,
@@ -163,7 +129,7 @@ impl<D: Dialer> Task<D> {
                     State::Over
                 }
                 Step::Asked(attempt, outcome) => self.note_answer(attempt, outcome).await,
-                Step::Flowed(flow) => self.flow(flow).await,
+                Step::Told(news) => self.note_news(news).await,
                 Step::ReportDue => self.report_progress().await,
             };
         }
@@ -186,23 +152,16 @@ impl<D: Dialer> Task<D> {
 
     /// Waits for whatever happens first. Loses nothing of the rest.
     async fn step(&mut self) -> Step<D::Stream> {
-        let waiting_for_peer = self.forwarding.as_ref().is_some_and(|it| it.pending.is_none());
         let report_at = self.forwarding.as_ref().map(|it| it.report_at);
-        let began = Instant::now();
-        let step = tokio::select! {
+        tokio::select! {
             biased;
+            // First, because what the client has already been given cannot be ordered otherwise.
+            news = next_news(self.relay.as_ref()) => Step::Told(news),
             order = self.orders.recv() => Step::Ordered(order),
-            () = gone(self.client.as_mut(), self.body.as_ref()) => Step::ClientGone,
+            () = gone(self.client.as_mut()) => Step::ClientGone,
             (attempt, outcome) = first_answer(&mut self.asking) => Step::Asked(attempt, outcome),
             () = sleep_until(report_at) => Step::ReportDue,
-            flow = next_flow(self.forwarding.as_mut(), self.body.as_ref()) => Step::Flowed(flow),
-        };
-        if let Some(forwarding) = &mut self.forwarding
-            && waiting_for_peer
-        {
-            forwarding.starved += began.elapsed();
         }
-        step
     }
 
     async fn obey(&mut self, order: Order) -> State {
@@ -215,6 +174,7 @@ impl<D: Dialer> Task<D> {
                 self.answered.remove(&attempt);
                 if self.forwarding.as_ref().is_some_and(|it| it.attempt == attempt) {
                     self.forwarding = None;
+                    self.relay.iter().for_each(Relay::stop);
                 }
             }
             Order::Forward { attempt, report_interval } => {
@@ -234,7 +194,7 @@ impl<D: Dialer> Task<D> {
         State::Running
     }
 
-    /// Refuses if the client has heard nothing yet; otherwise dropping the body ends it.
+    /// Refuses if the client has heard nothing yet; otherwise dropping the relay ends the body.
     fn end_early(&mut self, reason: RefuseReason, attempts: u32) {
         if let Some(client) = self.client.take() {
             debug!(pull = %self.pull, %reason, "pull refused");
@@ -243,7 +203,7 @@ impl<D: Dialer> Task<D> {
             // the pull is over.
             let _ = client.send(Outcome::Refused { reason, attempts });
         } else {
-            debug!(pull = %self.pull, %reason, sent = self.sent, "pull truncated");
+            debug!(pull = %self.pull, %reason, sent = self.sent(), "pull truncated");
             self.metrics.pull_truncated(reason);
         }
     }
@@ -311,65 +271,52 @@ impl<D: Dialer> Task<D> {
     ) -> State {
         let Answered { answer, body, skip } = *answered;
         // An attempt may have been made before another one's head went to the client.
-        let fits = self.promise.is_none_or(|promise| promise == answer.promise) && answer.begin <= self.sent;
+        let fits =
+            self.promise.is_none_or(|promise| promise == answer.promise) && answer.begin <= self.sent();
         if !fits {
             return self.report_failure(attempt, FetchError::Malformed).await;
         }
         self.promise = Some(answer.promise);
         if let Some(client) = self.client.take() {
             let (status, headers) = answer.client_head(&self.request);
-            let (sender, receiver) = mpsc::channel(CHUNKS_MAX);
             let length = answer.promise.span.length;
-            self.body = Some(sender);
-            // An error means that the client has gone, which the next step notices: the
-            // receiver went with it.
-            let _ = client.send(Outcome::Forwarded { status, headers, length, body: receiver });
+            let (relay, body) = Relay::new(length, self.metrics.clone());
+            self.relay = Some(relay);
+            // An error means that the client has gone, which the relay tells: the body went with it.
+            let _ = client.send(Outcome::Forwarded { status, headers, length, body });
         }
         let interval = report_interval.max(REPORT_INTERVAL_MIN);
-        self.forwarding = Some(Forwarding {
-            attempt,
-            body,
-            position: answer.begin,
-            pending: None,
-            reported: skip,
-            starved: Duration::ZERO,
-            interval,
-            report_at: Instant::now() + interval,
-        });
-        if self.request.head || self.sent == answer.promise.span.length {
+        let report_at = Instant::now() + interval;
+        self.forwarding = Some(Forwarding { attempt, reported: skip, interval, report_at });
+        if self.request.head || self.sent() == answer.promise.span.length {
             return self.complete().await;
+        }
+        if let Some(relay) = &self.relay {
+            relay.forward(body, answer.begin);
         }
         State::Running
     }
 
-    async fn flow(&mut self, flow: Flow) -> State {
-        let (Some(forwarding), Some(promise)) = (&mut self.forwarding, self.promise) else {
-            return State::Running;
-        };
-        match flow {
-            Flow::FromPeer(Some(Ok(mut chunk))) => {
-                let start = forwarding.position;
-                forwarding.position += chunk.len() as u64;
-                // What an earlier attempt has given already.
-                let known = usize::try_from(self.sent.saturating_sub(start)).unwrap_or(usize::MAX);
-                chunk.advance(known.min(chunk.len()));
-                forwarding.pending = (!chunk.is_empty()).then_some(chunk);
-                State::Running
-            }
-            Flow::FromPeer(None | Some(Err(_))) => {
-                let (attempt, cause) = (forwarding.attempt, FetchError::Interrupted);
-                if forwarding.unreported() > 0 && self.report_progress().await == State::Over {
+    /// Bytes given to the client.
+    fn sent(&self) -> u64 {
+        self.relay.as_ref().map_or(0, Relay::sent)
+    }
+
+    async fn note_news(&mut self, news: News) -> State {
+        match (news, &self.forwarding) {
+            (News::Complete, Some(_)) => self.complete().await,
+            // The core has just ordered otherwise; whatever it orders next ends the pull.
+            (News::Complete | News::Interrupted, None) => State::Running,
+            (News::Interrupted, Some(_)) => {
+                let Some((attempt, bytes, starved)) = self.take_report() else { return State::Running };
+                self.forwarding = None;
+                let progressed = Input::FetchProgressed { pull: self.pull, attempt, bytes, starved };
+                if bytes > 0 && self.report(progressed).await == State::Over {
                     return State::Over;
                 }
-                self.forwarding = None;
-                self.report_failure(attempt, cause).await
+                self.report_failure(attempt, FetchError::Interrupted).await
             }
-            Flow::ToClient => {
-                self.metrics.bytes_served(Source::Peer, forwarding.position - self.sent);
-                self.sent = forwarding.position;
-                if self.sent == promise.span.length { self.complete().await } else { State::Running }
-            }
-            Flow::ClientGone => {
+            (News::ClientGone, _) => {
                 self.report(Input::PullAbandoned { pull: self.pull }).await;
                 State::Over
             }
@@ -377,8 +324,7 @@ impl<D: Dialer> Task<D> {
     }
 
     async fn complete(&mut self) -> State {
-        if let Some(forwarding) = &self.forwarding {
-            let (attempt, bytes) = (forwarding.attempt, forwarding.unreported());
+        if let Some((attempt, bytes, _)) = self.take_report() {
             let bytes = if self.request.head { 0 } else { bytes };
             self.metrics.pull_hit(&self.request.registry);
             self.report(Input::FetchCompleted { pull: self.pull, attempt, bytes }).await;
@@ -387,10 +333,18 @@ impl<D: Dialer> Task<D> {
     }
 
     async fn report_progress(&mut self) -> State {
-        let Some(forwarding) = &mut self.forwarding else { return State::Running };
-        let (bytes, starved) = forwarding.take_report(Instant::now());
-        let attempt = forwarding.attempt;
+        let Some((attempt, bytes, starved)) = self.take_report() else { return State::Running };
         self.report(Input::FetchProgressed { pull: self.pull, attempt, bytes, starved }).await
+    }
+
+    /// The bytes that went to the client since the last report, and how long it waited for others.
+    fn take_report(&mut self) -> Option<(AttemptId, u64, Duration)> {
+        let (forwarding, now) = (self.forwarding.as_mut()?, Instant::now());
+        let (position, starved) = self.relay.as_ref()?.progress(now);
+        let bytes = position.saturating_sub(forwarding.reported);
+        forwarding.reported += bytes;
+        forwarding.report_at = now + forwarding.interval;
+        Some((forwarding.attempt, bytes, starved))
     }
 
     async fn report_failure(&mut self, attempt: AttemptId, cause: FetchError) -> State {
@@ -404,11 +358,17 @@ impl<D: Dialer> Task<D> {
     }
 }
 
-async fn gone(client: Option<&mut oneshot::Sender<Outcome>>, body: Option<&mpsc::Sender<Bytes>>) {
-    match (client, body) {
-        (Some(client), _) => client.closed().await,
-        (None, Some(body)) => body.closed().await,
-        (None, None) => std::future::pending().await,
+async fn gone<S: Stream>(client: Option<&mut oneshot::Sender<Outcome<S>>>) {
+    match client {
+        Some(client) => client.closed().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_news<S: Stream>(relay: Option<&Relay<S>>) -> News {
+    match relay {
+        Some(relay) => relay.news().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -433,19 +393,4 @@ async fn sleep_until(deadline: Option<Instant>) {
         Some(deadline) => time::sleep_until(deadline).await,
         None => std::future::pending().await,
     }
-}
-
-async fn next_flow<S: Stream>(
-    forwarding: Option<&mut Forwarding<S>>,
-    client: Option<&mpsc::Sender<Bytes>>,
-) -> Flow {
-    let (Some(forwarding), Some(client)) = (forwarding, client) else { return std::future::pending().await };
-    if forwarding.pending.is_none() {
-        return Flow::FromPeer(forwarding.body.chunk().await);
-    }
-    let Ok(room) = client.reserve().await else { return Flow::ClientGone };
-    if let Some(chunk) = forwarding.pending.take() {
-        room.send(chunk);
-    }
-    Flow::ToClient
 }

@@ -20,7 +20,6 @@ use axum::{
 use http::{Method, StatusCode, request::Parts};
 use spegel_core::{Filters, Input};
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
 use tracing::debug;
 
 use self::body::Exact;
@@ -105,7 +104,7 @@ impl<C: ContentStore, D: Dialer> Registry<C, D> {
             let (identifier, manifest) = (content.identifier(), content.wanted.is_manifest());
             return Err(OciError::NotLocal { identifier, manifest });
         }
-        self.mirrored(content).await
+        self.mirrored(content, lane).await
     }
 
     /// From local content; `None` where there is none.
@@ -137,16 +136,13 @@ impl<C: ContentStore, D: Dialer> Registry<C, D> {
     }
 
     /// From another node.
-    async fn mirrored(&self, request: ContentRequest) -> Result<Response, OciError> {
+    async fn mirrored(&self, request: ContentRequest, lane: Option<&Lane>) -> Result<Response, OciError> {
         let (identifier, manifest) = (request.identifier(), request.wanted.is_manifest());
         let head = request.head;
         match self.pulls.pull(request).await {
             Outcome::Forwarded { status, headers, length, body } => {
-                let body = if head {
-                    Body::empty()
-                } else {
-                    Body::new(Exact::new(ReceiverStream::new(body), length))
-                };
+                let body =
+                    if head { Body::empty() } else { Body::new(Exact::new(body.by_way_of(lane), length)) };
                 Ok(local::response(status, headers, body))
             }
             Outcome::Refused { reason, attempts } => {

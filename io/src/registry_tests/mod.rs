@@ -4,6 +4,7 @@
 mod files;
 mod local;
 mod pulls;
+mod relays;
 
 use std::{
     collections::BTreeMap,
@@ -88,10 +89,10 @@ struct Node<C = MemoryStore> {
 }
 
 impl<C: ContentStore> Node<C> {
-    async fn start_on(store: C, credentials: Option<Credentials>) -> Self {
+    async fn start_on(store: C, credentials: Option<Credentials>, kernel: Kernel) -> Self {
         let (to_core, inputs) = mpsc::channel(16);
         let (ready, ready_receiver) = watch::channel(false);
-        let (serving, kernel, metrics) = (Serving::default(), Kernel::new(), Metrics::new());
+        let (serving, metrics) = (Serving::default(), Metrics::new());
         let pulls = Pulls::new(TcpDialer, to_core.clone(), credentials.clone(), metrics.clone());
         let registry = Registry {
             serving: serving.clone(),
@@ -151,7 +152,7 @@ impl Node {
     }
 
     async fn start_with(credentials: Option<Credentials>) -> Self {
-        Self::start_on(MemoryStore::default(), credentials).await
+        Self::start_on(MemoryStore::default(), credentials, Kernel::new()).await
     }
 
     fn add(&self, content: &[u8]) -> Digest {

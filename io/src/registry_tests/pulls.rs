@@ -4,7 +4,7 @@ use super::*;
 
 const ATTEMPT: AttemptId = AttemptId(1);
 
-fn blob_head(length: usize, more: &str) -> Vec<u8> {
+pub(super) fn blob_head(length: usize, more: &str) -> Vec<u8> {
     format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n{more}\r\n").into_bytes()
 }
 

@@ -11,7 +11,7 @@ use bytes::{Buf, Bytes};
 use rustix::{fs::sendfile, io::write};
 use tokio::net::TcpStream;
 
-use super::{Kernel, SEGMENT_BYTES_MAX, copy, placeholder};
+use super::{Kernel, SEGMENT_BYTES_MAX, copy, pipe::Pipe, placeholder};
 
 /// Most segments that wait on one connection. The HTTP library holds no more than 16 frames, so
 /// more means that frames get lost on the way.
@@ -37,6 +37,7 @@ struct Segment {
 #[derive(Debug)]
 enum Source {
     File { file: Arc<File>, offset: u64 },
+    Pipe(Arc<Pipe>),
 }
 
 impl Lane {
@@ -57,6 +58,21 @@ impl Lane {
     /// When frames given before have got lost.
     pub(crate) fn file(&self, file: Arc<File>, offset: u64, length: usize) -> io::Result<Bytes> {
         self.add(Source::File { file, offset }, length)
+    }
+
+    /// Adds what a pipe was just filled with. As [`Lane::file`].
+    pub(crate) fn pipe(&self, pipe: &Arc<Pipe>, length: usize) -> io::Result<Bytes> {
+        self.add(Source::Pipe(Arc::clone(pipe)), length)
+    }
+
+    /// A pipe for such bytes; `None` if they have to be copied.
+    pub(crate) fn open_pipe(&self) -> Option<Arc<Pipe>> {
+        if self.is_open() { Pipe::open(&self.kernel) } else { None }
+    }
+
+    /// Whether an error of the kernel means that bytes have to be copied from here on.
+    pub(crate) fn refused(&self, error: &io::Error) -> bool {
+        self.kernel.refused(error)
     }
 
     fn add(&self, source: Source, length: usize) -> io::Result<Bytes> {
@@ -122,12 +138,14 @@ impl Source {
     fn send(&mut self, socket: &TcpStream, length: usize) -> io::Result<usize> {
         match self {
             Self::File { file, offset } => Ok(sendfile(socket, &**file, Some(offset), length)?),
+            Self::Pipe(pipe) => pipe.empty(socket, length),
         }
     }
 
     fn read(&mut self, length: usize) -> io::Result<Bytes> {
         match self {
             Self::File { file, offset } => copy::from_file(file, offset, length),
+            Self::Pipe(pipe) => pipe.read(length),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Bodies that the kernel moves: from a file to a socket without passing through this process.
+//! Bodies that the kernel moves: from a file to a socket, or from one socket to another by way of a
+//! pipe, without passing through this process.
 //!
 //! The HTTP library stays in charge of everything that it knows: parsing, keep-alive, pipelining,
 //! lengths, ends. It is given a body of frames as always, but their bytes are a *placeholder*:
@@ -8,11 +9,13 @@
 //! That is all there is of our own between a response and the socket, and it fails closed: where
 //! slices and lane do not fit together, the connection ends.
 //!
-//! Decides nothing about what is sent or to whom. Used by the registry for local content.
+//! Decides nothing about what is sent or to whom. Used by the registry for local content and by the
+//! mirror for that of other nodes.
 
 mod copy;
 mod lane;
 mod load;
+mod pipe;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -26,9 +29,10 @@ use std::{
 };
 
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 use tracing::warn;
 
-pub(crate) use self::{lane::Lane, load::load, stream::ZeroCopy};
+pub(crate) use self::{lane::Lane, load::load, pipe::Pipe, stream::ZeroCopy};
 
 /// Most bytes that one frame stands for. Smaller costs a turn through the HTTP library more often;
 /// larger is looked up in the page cache at once, and loaded at once for a client that may have
@@ -51,20 +55,39 @@ fn is_placeholder(bytes: &[u8]) -> bool {
 }
 
 /// What the kernel does for this process; clones share it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Kernel(Arc<Abilities>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Abilities {
     /// It, or the sandbox around it, has said that it does not move bytes.
     refuses: AtomicBool,
+    /// Pipes that may still be opened.
+    pipes: Arc<Semaphore>,
+}
+
+impl Default for Kernel {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Kernel {
     /// A kernel that can do everything, until it says otherwise.
     #[must_use]
     pub fn new() -> Self {
-        Self::default()
+        let pipes = Arc::new(Semaphore::new(pipe::PIPES_MAX));
+        Self(Arc::new(Abilities { refuses: AtomicBool::new(false), pipes }))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn with_pipes(most: usize) -> Self {
+        Self(Arc::new(Abilities { refuses: AtomicBool::new(false), pipes: Arc::new(Semaphore::new(most)) }))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn pipes_left(&self) -> usize {
+        self.0.pipes.available_permits()
     }
 
     #[cfg(test)]

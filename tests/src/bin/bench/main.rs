@@ -67,14 +67,21 @@ fn bench() -> Result<(), String> {
     let mut options = ClusterOptions::new(4, Generation::V2_1);
     options.log_level = "INFO";
     let cluster = Cluster::with_spegel(options);
+    // `bench NAME...` measures only what is named.
+    let named: Vec<String> = std::env::args().skip(1).collect();
+    let wanted = |name: &str| named.is_empty() || named.iter().any(|named| named == name);
     let [holder, mirror, ..] = cluster.nodes.as_slice() else {
         return Err("four nodes were asked for".to_owned());
     };
     let mut table = Table::default();
 
-    thread::sleep(SETTLE);
-    table.add("memory, idle", "MB", Goal::at_most(15.0), vec![memory::resident_mb(holder)]);
-    misses(&cluster, &mut table)?;
+    if wanted("idle") {
+        thread::sleep(SETTLE);
+        table.add("memory, idle", "MB", Goal::at_most(15.0), vec![memory::resident_mb(holder)]);
+    }
+    if wanted("misses") {
+        misses(&cluster, &mut table)?;
+    }
 
     let image =
         cluster.held_image(&ImageSpec::new("bench/app", "1", &[BLOB_BYTES]).single(), &[holder], mirror);
@@ -82,9 +89,15 @@ fn bench() -> Result<(), String> {
     let file = holder.blob_file(&image.layers[0]);
     std::fs::read(&file).map_err(|error| error.to_string())?;
     let nginx = Nginx::start(holder, &holder.blob_file(&image.layers[0]), &cluster.dir().join("nginx"))?;
-    manifests(holder, mirror, &image, &nginx, &mut table)?;
-    bytes(holder, mirror, &image, &nginx, &mut table)?;
-    memory::measure(holder, mirror, &image, &mut table)?;
+    if wanted("manifests") {
+        manifests(holder, mirror, &image, &nginx, &mut table)?;
+    }
+    if wanted("bytes") {
+        bytes(holder, mirror, &image, &nginx, &mut table)?;
+    }
+    if wanted("memory") {
+        memory::measure(holder, mirror, &image, &mut table)?;
+    }
     table.print();
     Ok(())
 }

@@ -64,12 +64,18 @@ pub(crate) fn measure(holder: &Node, mirror: &Node, image: &Image, table: &mut T
         let pid = pid(node)?;
         thread::sleep(PAUSE);
         forget_peak(pid)?;
-        let moved = in_parallel(&target, mirror)?;
+        let (moved, cut) = in_parallel(&target, mirror)?;
         let name = format!("memory, {PARALLEL} transfers, {what}");
         table.add(&name, "MB", Goal::at_most(30.0), vec![peak_mb(pid)?]);
         #[expect(clippy::cast_precision_loss, reason = "a few figures are shown")]
         let rate = moved as f64 / PARALLEL_FOR.as_secs_f64() / f64::from(1 << 30);
         table.add(&format!("{PARALLEL} transfers, {what}, throughput"), "GiB/s", Goal::none(), vec![rate]);
+        table.add(
+            &format!("{PARALLEL} transfers, {what}, ended early"),
+            "",
+            Goal::at_most(0.0),
+            vec![cut.into()],
+        );
         thread::sleep(PAUSE);
         forget_peak(pid)?;
         let most = slowly(&target, mirror, pid)?;
@@ -91,35 +97,44 @@ pub(crate) fn measure(holder: &Node, mirror: &Node, image: &Image, table: &mut T
     Ok(())
 }
 
-/// Runs transfers for a while, and gives the bytes that came.
-fn in_parallel(target: &Target, from: &Node) -> Result<u64, String> {
+/// Runs transfers for a while, and gives the bytes that came and how many transfers ended early.
+fn in_parallel(target: &Target, from: &Node) -> Result<(u64, u32), String> {
     let until = Instant::now() + PARALLEL_FOR;
     let one = || {
         let mut stream = target.ask(from)?;
         let (length, mut there) = read_head(&mut stream)?;
         while there < length && Instant::now() < until {
             let next = (length - there).min(1 << 22);
-            discard(&stream, next)?;
+            // On a machine that is too busy the peer may be taken to have stalled.
+            if discard(&stream, next).is_err() {
+                return Ok((there, 1));
+            }
             there += next;
         }
-        Ok::<_, String>(there)
+        Ok::<_, String>((there, 0))
     };
     let results: Vec<_> = thread::scope(|scope| {
         let clients: Vec<_> = (0..PARALLEL).map(|_| scope.spawn(one)).collect();
         clients.into_iter().map(|client| client.join().expect("clients do not panic")).collect()
     });
-    results.into_iter().sum()
+    let (mut moved, mut cut) = (0, 0);
+    for result in results {
+        let (bytes, ended_early) = result?;
+        moved += bytes;
+        cut += ended_early;
+    }
+    Ok((moved, cut))
 }
 
 /// Keeps clients that take next to nothing, and gives the most descriptors seen.
 fn slowly(target: &Target, from: &Node, pid: u32) -> Result<Descriptors, String> {
     let mut clients = Vec::new();
+    // One after the other: what is measured is what they hold, not how they crowd in.
     for _ in 0..SLOW {
-        clients.push(target.ask(from)?);
-    }
-    for client in &mut clients {
-        let (_, there) = read_head(client)?;
-        discard(client, SLOW_BYTES.saturating_sub(there))?;
+        let mut client = target.ask(from)?;
+        let (_, there) = read_head(&mut client)?;
+        discard(&client, SLOW_BYTES.saturating_sub(there))?;
+        clients.push(client);
     }
     thread::sleep(SLOW_FOR);
     descriptors(pid)

@@ -1,0 +1,275 @@
+//! The way of a pull's bytes. The pull's task says which peer they come from, and hears what
+//! became of it; the client's connection moves them, at its own pace, so that a client that is
+//! slow holds back the peer and nobody else.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::Stream as Chunks;
+use tokio::{sync::Notify, time::Instant};
+
+use crate::{
+    metrics::{Metrics, Source},
+    net::Stream,
+    peer::PeerBody,
+    zero_copy::{Lane, Pipe, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN},
+};
+
+/// What became of the peer that bytes come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum News {
+    /// The client has been given everything.
+    Complete,
+    /// The peer has no more bytes.
+    Interrupted,
+    /// The client is gone.
+    ClientGone,
+}
+
+/// The task's end.
+pub(super) struct Relay<S: Stream>(Arc<Shared<S>>);
+
+/// The connection's end: the body of the response.
+pub(crate) struct RelayBody<S: Stream> {
+    shared: Arc<Shared<S>>,
+    metrics: Metrics,
+    way: Way,
+}
+
+/// How bytes get to the client.
+#[derive(Default)]
+struct Way {
+    /// Of the client's connection.
+    lane: Option<Lane>,
+    /// `None` if they are copied.
+    pipe: Option<Arc<Pipe>>,
+}
+
+struct Shared<S: Stream> {
+    state: Mutex<State<S>>,
+    /// For the task: there is something in `news`.
+    told: Notify,
+}
+
+/// Offsets count from the start of what the client asked for.
+struct State<S: Stream> {
+    source: Option<PeerBody<S>>,
+    /// Up to where the source, or the last one, has been read.
+    position: u64,
+    /// Up to where the client has been given bytes.
+    sent: u64,
+    length: u64,
+    /// Time that the client has waited for the source, and since when it does.
+    starved: Duration,
+    starving_since: Option<Instant>,
+    news: Option<News>,
+    /// There will be no other source.
+    is_over: bool,
+    body: Option<Waker>,
+}
+
+impl<S: Stream> Relay<S> {
+    /// A body of so many bytes, without a source.
+    pub(super) fn new(length: u64, metrics: Metrics) -> (Self, RelayBody<S>) {
+        let state = State {
+            source: None,
+            position: 0,
+            sent: 0,
+            length,
+            starved: Duration::ZERO,
+            starving_since: None,
+            news: None,
+            is_over: false,
+            body: None,
+        };
+        let shared = Arc::new(Shared { state: Mutex::new(state), told: Notify::new() });
+        let body = RelayBody { shared: Arc::clone(&shared), metrics, way: Way::default() };
+        (Self(shared), body)
+    }
+
+    /// Goes on with this source, whose next byte is that at `position`.
+    pub(super) fn forward(&self, source: PeerBody<S>, position: u64) {
+        let mut state = self.0.state();
+        state.source = Some(source);
+        state.position = position;
+        state.forget();
+        state.wake_body();
+    }
+
+    /// Drops the source.
+    pub(super) fn stop(&self) {
+        let mut state = self.0.state();
+        state.source = None;
+        state.forget();
+    }
+
+    /// Up to where the client has been given bytes.
+    pub(super) fn sent(&self) -> u64 {
+        self.0.state().sent
+    }
+
+    /// Up to where the source has been read, and how long the client has waited for it since this
+    /// was asked last.
+    pub(super) fn progress(&self, now: Instant) -> (u64, Duration) {
+        let mut state = self.0.state();
+        let is_starving = state.starving_since.is_some();
+        // Of what has arrived and was not taken yet, the peer is innocent: this process is late.
+        if state.source.as_ref().is_some_and(PeerBody::has_arrived) {
+            state.starving_since = None;
+        }
+        state.count_starving(now);
+        state.starving_since = is_starving.then_some(now);
+        (state.position, std::mem::take(&mut state.starved))
+    }
+
+    /// Waits for news. Nothing is lost when the future is dropped.
+    pub(super) async fn news(&self) -> News {
+        loop {
+            if let Some(news) = self.0.state().news.take() {
+                return news;
+            }
+            self.0.told.notified().await;
+        }
+    }
+}
+
+impl<S: Stream> Drop for Relay<S> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.is_over = true;
+        state.source = None;
+        state.wake_body();
+    }
+}
+
+impl<S: Stream> Shared<S> {
+    fn state(&self) -> MutexGuard<'_, State<S>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, state: &mut State<S>, news: News) {
+        state.source = None;
+        state.news = Some(news);
+        self.told.notify_one();
+    }
+}
+
+impl<S: Stream> State<S> {
+    fn wake_body(&mut self) {
+        if let Some(body) = self.body.take() {
+            body.wake();
+        }
+    }
+
+    /// What is known of the last source says nothing of the next one.
+    fn forget(&mut self) {
+        (self.starved, self.starving_since) = (Duration::ZERO, None);
+        self.news.take_if(|news| *news == News::Interrupted);
+    }
+
+    fn count_starving(&mut self, now: Instant) {
+        if let Some(since) = self.starving_since.take() {
+            self.starved += now.saturating_duration_since(since);
+        }
+    }
+
+    fn poll_chunk(&mut self, cx: &mut Context<'_>, way: &Way) -> Poll<Result<Bytes, News>> {
+        let Some(source) = &mut self.source else { return Poll::Pending };
+        // What the client got from an earlier source.
+        while self.position < self.sent {
+            let most = usize::try_from(self.sent - self.position).unwrap_or(usize::MAX);
+            let chunk = ready!(source.poll_chunk(cx, most)).map_err(|_| News::Interrupted)?;
+            self.position += chunk.len() as u64;
+        }
+        way.poll_chunk(cx, source, usize::try_from(self.length - self.sent).unwrap_or(usize::MAX))
+    }
+}
+
+impl Way {
+    /// The next bytes of the source, or a frame that stands for them; never more than are left.
+    fn poll_chunk<S: Stream>(
+        &self,
+        cx: &mut Context<'_>,
+        source: &mut PeerBody<S>,
+        left: usize,
+    ) -> Poll<Result<Bytes, News>> {
+        if let (Some(socket), Some(lane), Some(pipe)) = (source.socket(), &self.lane, &self.pipe)
+            && lane.is_open()
+        {
+            match ready!(pipe.poll_fill(cx, socket, left.min(SEGMENT_BYTES_MAX))) {
+                Ok(0) => return Poll::Ready(Err(News::Interrupted)),
+                // Nobody knows what the client would get.
+                Ok(filled) => return Poll::Ready(lane.pipe(pipe, filled).map_err(|_| News::ClientGone)),
+                Err(error) if lane.refused(&error) => {}
+                Err(_) => return Poll::Ready(Err(News::Interrupted)),
+            }
+        }
+        source.poll_chunk(cx, left).map_err(|_| News::Interrupted)
+    }
+}
+
+impl<S: Stream> RelayBody<S> {
+    /// Lets the kernel move what is worth it.
+    pub(crate) fn by_way_of(mut self, lane: Option<&Lane>) -> Self {
+        let lane = lane.filter(|_| self.shared.state().length >= SEGMENT_BYTES_MIN);
+        self.way = Way { lane: lane.cloned(), pipe: lane.and_then(Lane::open_pipe) };
+        self
+    }
+}
+
+impl<S: Stream> Chunks for RelayBody<S> {
+    type Item = Bytes;
+
+    /// Ends early where the task has ended or the client is not to be trusted with more.
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if let Some(pipe) = &self.way.pipe {
+            ready!(pipe.poll_emptied(cx));
+        }
+        let mut state = self.shared.state();
+        if state.is_over {
+            return Poll::Ready(None);
+        }
+        let chunk = match state.poll_chunk(cx, &self.way) {
+            Poll::Ready(chunk) => chunk,
+            Poll::Pending => {
+                state.body = Some(cx.waker().clone());
+                if state.source.is_some() && state.starving_since.is_none() {
+                    state.starving_since = Some(Instant::now());
+                }
+                return Poll::Pending;
+            }
+        };
+        state.count_starving(Instant::now());
+        match chunk {
+            Ok(chunk) => {
+                let length = chunk.len() as u64;
+                state.position += length;
+                state.sent += length;
+                self.metrics.bytes_served(Source::Peer, length);
+                if state.sent == state.length {
+                    self.shared.tell(&mut state, News::Complete);
+                }
+                Poll::Ready(Some(chunk))
+            }
+            Err(news) => {
+                self.shared.tell(&mut state, news);
+                state.body = Some(cx.waker().clone());
+                if news == News::ClientGone { Poll::Ready(None) } else { Poll::Pending }
+            }
+        }
+    }
+}
+
+impl<S: Stream> Drop for RelayBody<S> {
+    fn drop(&mut self) {
+        let mut state = self.shared.state();
+        if state.sent < state.length {
+            self.shared.tell(&mut state, News::ClientGone);
+        }
+    }
+}

@@ -11,6 +11,8 @@
 mod bytes;
 mod control_message;
 mod hosts_toml;
+mod http_answer;
+mod http_request;
 mod manifest;
 mod node_inputs;
 mod range_header;
@@ -19,6 +21,8 @@ mod reference;
 pub use self::{
     control_message::control_message,
     hosts_toml::hosts_toml,
+    http_answer::http_answer,
+    http_request::http_request,
     manifest::manifest,
     node_inputs::{node_inputs, node_inputs_fingerprint},
     range_header::range_header,

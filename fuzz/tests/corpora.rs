@@ -56,6 +56,16 @@ fn hosts_toml() {
 }
 
 #[test]
+fn http_request() {
+    replay("http_request", spegel_fuzz::http_request);
+}
+
+#[test]
+fn http_answer() {
+    replay("http_answer", spegel_fuzz::http_answer);
+}
+
+#[test]
 fn node_inputs() {
     replay("node_inputs", |data| {
         let fingerprint = spegel_fuzz::node_inputs_fingerprint(data);

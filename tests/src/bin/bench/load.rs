@@ -26,7 +26,7 @@ impl Target {
     }
 
     /// Asked as one node asks another, so that nothing but local content can be the answer.
-    pub(crate) fn as_peer(mut self) -> Self {
+    pub(crate) fn of_local_content(mut self) -> Self {
         self.request = self.request.replace("\r\n\r\n", "\r\nX-Spegel-Mirrored: true\r\n\r\n");
         self
     }

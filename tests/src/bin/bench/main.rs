@@ -163,7 +163,10 @@ fn bytes(
     let path = image.blob_path(&image.layers[0]);
     let targets = [
         (Target::new(nginx.address(), nginx.path()).all_but_a_byte(), nginx.pid()),
-        (Target::new(holder.mirror_address(), &path).as_peer().all_but_a_byte(), memory::pid(holder)?),
+        (
+            Target::new(holder.mirror_address(), &path).of_local_content().all_but_a_byte(),
+            memory::pid(holder)?,
+        ),
         (Target::new(mirror.mirror_address(), &path).all_but_a_byte(), memory::pid(mirror)?),
     ];
     let (mut cpu, mut speed) = ([const { Vec::new() }; 3], [const { Vec::new() }; 3]);

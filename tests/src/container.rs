@@ -85,10 +85,8 @@ impl Container {
             let volume =
                 volumes.iter().find(|volume| volume["name"] == mount["name"]).expect("mounts have volumes");
             let access = if mount["readOnly"] == true { "ro" } else { "rw" };
-            let propagation =
-                if mount["mountPropagation"] == "HostToContainer" { "rslave" } else { "rprivate" };
             let (source, place) = (text(&volume["hostPath"]["path"]), text(&mount["mountPath"]));
-            format!("type=bind,src={source},dst={place},options=rbind:{access}:{propagation}")
+            format!("type=bind,src={source},dst={place},options=rbind:{access}:rprivate")
         };
         let args = list(&container["args"]).into_iter().map(|argument| expand(text(&argument)));
         Self {

@@ -6,9 +6,10 @@
     reason = "real parts run on the real clock, and report figures"
 )]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -72,6 +73,17 @@ fn wait_until_ready(cluster: &Cluster, node: &Node) {
     cluster.expect("the mirror is ready", wait_for("ready", PATIENCE, look));
 }
 
+/// How many mount namespaces of a node's processes have a mount at such a place.
+fn mount_namespaces(node: &Node, place: &str) -> usize {
+    let pids = node.netns().run("ip", &["netns", "pids", node.netns().name()]).expect("ip lists processes");
+    let namespace = |pid: &str| {
+        let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok()?;
+        let there = mounts.lines().any(|line| line.split(' ').nth(4).is_some_and(|at| at.ends_with(place)));
+        there.then(|| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok())?
+    };
+    pids.lines().filter_map(namespace).collect::<BTreeSet<PathBuf>>().len()
+}
+
 fn runs_as_the_chart_says(generation: Generation) {
     let cluster = Cluster::new(ClusterOptions::new(2, generation));
     let [first, second] = cluster.nodes.as_slice() else { panic!("two nodes") };
@@ -88,8 +100,22 @@ fn runs_as_the_chart_says(generation: Generation) {
         assert_eq!(said, format!("spegel {}\n", env!("CARGO_PKG_VERSION")));
     }
 
+    let early = ["cleanup", "--addr=:8099", "--containerd-registry-config-path=/nowhere"];
+    let early = Container::new("early", &own.by_tag(), &early);
+    cluster.expect("a container that is there before the mirror", first.start_container(&early));
     let mirrors = [first, second].map(|node| start(&cluster, node, &own.by_tag()));
     cluster.nodes.iter().for_each(|node| wait_until_ready(&cluster, node));
+
+    // It sees the files of containers, which must not outlive them for that.
+    let seen = mount_namespaces(first, "-early/rootfs");
+    assert_eq!(seen, 2, "the node and the mirror see the container's files");
+    cluster.expect("the container ends with 0", first.stop_container(&early, STOP_MAX));
+    let gone = || match mount_namespaces(first, "-early/rootfs") {
+        0 => Ok(()),
+        left => Err(format!("{left} see them")),
+    };
+    cluster.expect("the files of an ended container", wait_for("they are gone", PATIENCE, gone));
+
     let hosts = first.dir.join(format!("certs.d/{REGISTRY}/hosts.toml"));
     let hosts = fs::read_to_string(hosts).expect("the configuration container wrote it");
     assert!(hosts.contains(&format!("http://{}", first.mirror_address())), "{hosts}");

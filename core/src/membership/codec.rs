@@ -32,16 +32,28 @@ impl PartialEq for Id {
 
 impl Eq for Id {}
 
+/// A peer's public key as foca compares it: for every packet with every member it knows, so a word
+/// at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Addr([u64; 4]);
+
+impl From<PeerId> for Addr {
+    fn from(peer: PeerId) -> Self {
+        let (words, _) = peer.public_key().as_chunks::<8>();
+        Self(std::array::from_fn(|word| u64::from_ne_bytes(words[word])))
+    }
+}
+
 impl Identity for Id {
-    type Addr = PeerId;
+    type Addr = Addr;
 
     fn renew(&self) -> Option<Self> {
         // At the last generation there is no next: foca sees the same identity and gives up.
         Some(Self(Member { generation: self.0.generation.saturating_add(1), ..self.0.clone() }))
     }
 
-    fn addr(&self) -> PeerId {
-        self.0.peer
+    fn addr(&self) -> Addr {
+        self.0.peer.into()
     }
 
     fn win_addr_conflict(&self, adversary: &Self) -> bool {

@@ -452,7 +452,7 @@ impl Membership {
         let hearsay_max = self.born_as.saturating_add(HEARSAY_LEAD_MAX);
         let mut changed = packet.had_more;
         packet.updates.retain(|update| {
-            let keeps = update.id().0.generation <= hearsay_max;
+            let keeps = update.id().0.generation <= hearsay_max && self.may_be_news(update);
             changed |= !keeps;
             keeps
         });
@@ -500,6 +500,16 @@ impl Membership {
             .map_err(|_| Malformed)?;
         self.tell_changes(now);
         Ok(())
+    }
+
+    /// Whether foca, which looks through all members for each record, has to see this one. Most
+    /// are told many times over, and that a member is alive which has never had to say so is
+    /// news once.
+    fn may_be_news(&self, update: &foca::Member<Id>) -> bool {
+        let Member { peer, generation, .. } = &update.id().0;
+        let is_plain = update.state() == State::Alive && update.incarnation() == 0;
+        let is_known = || self.members.get(peer).is_some_and(|known| known.generation == *generation);
+        !(is_plain && is_known())
     }
 
     fn become_known_as(&mut self, me: Member) {

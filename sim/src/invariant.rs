@@ -22,6 +22,11 @@ use crate::{containerd::Containerd, image::Image};
 const ANSWER_MAX: Duration = Duration::from_millis(1050);
 const BLOB_ANSWER_MAX: Duration = Duration::from_millis(2050);
 
+/// Longest that a body may pause for want of a peer: a stall, a resume, a resume by another lookup,
+/// and a report or two. A core that overlooks a stall is told by the silence of its shell only
+/// after five seconds, if at all.
+const PAUSE_MAX: Duration = Duration::from_millis(3200);
+
 /// How long content that has gone from containerd may still be served.
 const GONE_MAX: Duration = Duration::from_secs(3);
 
@@ -116,7 +121,9 @@ struct WatchedPull {
     key: Key,
     digest: Option<Digest>,
     deadline: Duration,
-    answered: bool,
+    /// When bytes of the answer last moved, or the client was why they did not; none before it
+    /// began.
+    moved_at: Option<Duration>,
 }
 
 impl Watch {
@@ -239,11 +246,16 @@ impl Watch {
                     PullKind::Manifest | PullKind::Head => ANSWER_MAX,
                     PullKind::Blob => BLOB_ANSWER_MAX,
                 };
-                let watched =
-                    WatchedPull { key: *key, digest: *digest, deadline: at + wait, answered: false };
+                let watched = WatchedPull { key: *key, digest: *digest, deadline: at + wait, moved_at: None };
                 let Some(node) = self.nodes.get_mut(name) else { return };
                 node.pulls.insert(*pull, watched);
                 self.due.insert(name.to_owned());
+            }
+            Input::FetchProgressed { pull, bytes, starved, .. } if *bytes > 0 || starved.is_zero() => {
+                let node = self.nodes.get_mut(name);
+                if let Some(watched) = node.and_then(|node| node.pulls.get_mut(pull)) {
+                    watched.moved_at = Some(at);
+                }
             }
             Input::PullAbandoned { pull } | Input::FetchCompleted { pull, .. } => {
                 let Some(node) = self.nodes.get_mut(name) else { return };
@@ -301,13 +313,13 @@ impl Watch {
             }
             Output::Forward { pull, .. } => match node.pulls.get_mut(pull) {
                 Some(pull) => {
-                    pull.answered = true;
+                    pull.moved_at = Some(at);
                     None
                 }
                 None => Some(format!("answers pull {pull}, which is over")),
             },
             Output::Refuse { pull, reason, .. } => match node.pulls.remove(pull) {
-                Some(watched) if watched.answered => Some(format!("answers pull {pull} twice")),
+                Some(watched) if watched.moved_at.is_some() => Some(format!("answers pull {pull} twice")),
                 Some(watched) if *reason == RefuseReason::NobodyHasIt => {
                     self.holder_missed(at, name, &watched)
                 }
@@ -315,7 +327,7 @@ impl Watch {
                 None => Some(format!("answers pull {pull}, which is over")),
             },
             Output::Truncate { pull, .. } => match node.pulls.remove(pull) {
-                Some(watched) if watched.answered => None,
+                Some(watched) if watched.moved_at.is_some() => None,
                 Some(_) => Some(format!("ends the body of pull {pull} before it began")),
                 None => Some(format!("ends pull {pull}, which is over")),
             },
@@ -458,9 +470,13 @@ impl Watch {
                 late = Some(format!("{name} {what}"));
             }
             let excuse = |due: Duration, slack: Duration| due.max(node.excused_until + slack);
-            for (pull, watched) in node.pulls.iter().filter(|(_, pull)| !pull.answered) {
-                if excuse(watched.deadline, BLOB_ANSWER_MAX) < at {
-                    late = Some(format!("{name} has not answered pull {pull} by its deadline"));
+            for (pull, watched) in &node.pulls {
+                let (due, slack, what) = match watched.moved_at {
+                    None => (watched.deadline, BLOB_ANSWER_MAX, "has not answered in time"),
+                    Some(at) => (at + PAUSE_MAX, PAUSE_MAX, "neither goes on with nor ends"),
+                };
+                if excuse(due, slack) < at {
+                    late = Some(format!("{name} {what} pull {pull}"));
                 }
             }
             for (digest, since) in &node.gone {

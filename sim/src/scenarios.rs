@@ -1,7 +1,7 @@
 //! Faults of every kind, then healing, then a deadline by which all must be well: at the end of
 //! each run views must agree, and pulls must have gone well although the registry was cut off.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use spegel_core::Notice;
 
@@ -36,6 +36,7 @@ const OTHERS: &[Named] = &[
     ("lost_control", lost_control),
     ("doubled_control", doubled_control),
     ("late_control", late_control),
+    ("late_goodbyes", late_goodbyes),
     ("owner_restarts_empty", owner_restarts_empty),
     ("containerd_flaps", containerd_flaps),
     ("containerd_hangs", containerd_hangs),
@@ -237,6 +238,34 @@ pub fn late_control() -> Scenario {
     lossy("late_control", 10, Lossy { late: 33, ..Lossy::NONE })
         .light()
         .expect(|outcome| outcome.expect_pulls(7, seconds(5)))
+}
+
+/// Nodes are restarted within a moment, and every fifth of their farewells arrives when they have
+/// long been back: nobody takes them for gone again.
+#[must_use]
+pub fn late_goodbyes() -> Scenario {
+    let mut scenario = cluster("late_goodbyes", seconds(70), 8, 7)
+        .light()
+        .fault(seconds(5), Fault::Lossy(Lossy { late: 20, ..Lossy::NONE }))
+        .fault(seconds(50), Fault::Lossy(Lossy::NONE));
+    for n in 2..=7 {
+        let at = seconds(5 + 5 * n as u64);
+        scenario = scenario
+            .fault(at, Fault::Stop { node: name(n) })
+            .fault(at + Duration::from_millis(300), Fault::Start { node: name(n) });
+    }
+    scenario.pull(seconds(60), "n8", IMAGE).expect(|outcome| {
+        expect_first_tries(outcome, 1, seconds(2))?;
+        let mut gone = BTreeMap::new();
+        for (at, observer, notice) in &outcome.notices {
+            if let Notice::MemberDown { peer } = notice
+                && let Some(before) = gone.insert((observer, peer), at)
+            {
+                return Err(format!("{observer} took {peer} for gone at {before:?} and again at {at:?}"));
+            }
+        }
+        Ok(())
+    })
 }
 
 /// Owners of the image's keys are killed and come back at once, with nothing: whoever asks them

@@ -53,6 +53,11 @@ fn late_control() {
 }
 
 #[test]
+fn late_goodbyes() {
+    scenarios::late_goodbyes().run_seeds(1..=SEEDS);
+}
+
+#[test]
 fn owner_restarts_empty() {
     scenarios::owner_restarts_empty().run_seeds(1..=SEEDS);
 }

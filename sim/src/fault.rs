@@ -208,6 +208,20 @@ impl Fault {
         )
     }
 
+    /// The node that sends nothing from then on.
+    pub(crate) fn silences(&self) -> Option<&str> {
+        if let Self::Crash { node }
+        | Self::Stop { node }
+        | Self::Vanish { node }
+        | Self::Freeze { node, .. }
+        | Self::Suspend { node, .. } = self
+        {
+            Some(node)
+        } else {
+            None
+        }
+    }
+
     /// For how long it lasts, if it ends by itself.
     pub(crate) const fn pause_mut(&mut self) -> Option<&mut Duration> {
         if let Self::Freeze { pause, .. } | Self::Suspend { pause, .. } | Self::HangContainerd { pause, .. } =

@@ -29,6 +29,7 @@ const OTHERS: &[Named] = &[
     ("rolling_restart", rolling_restart),
     ("rolling_restart_with_http", rolling_restart_with_http),
     ("frozen_process", frozen_process),
+    ("holder_falls_silent", holder_falls_silent),
     ("slow_peer", slow_peer),
     ("corrupting_peer", corrupting_peer),
     ("lossy_control", lossy_control),
@@ -149,6 +150,26 @@ pub fn frozen_process() -> Scenario {
         .pull(Duration::from_millis(18_001), "n1", IMAGE)
         .pull(seconds(55), "n5", IMAGE)
         .expect(|outcome| expect_first_tries(outcome, 4, seconds(3)))
+}
+
+/// Two nodes pull when one of two holders is paused in mid-body, too shortly to be declared dead by
+/// all: what is left comes from the other.
+#[must_use]
+pub fn holder_falls_silent() -> Scenario {
+    let big = "registry.test/big:1";
+    let mut scenario = cluster("holder_falls_silent", seconds(60), 4, 0)
+        .light()
+        .image(Image::new(big, 2, 10_000_000, 2))
+        .preload("n1", big)
+        .preload("n2", big)
+        .fault(seconds(11), Fault::Freeze { node: name(1), pause: seconds(8) })
+        .pull(seconds(10), "n3", big)
+        .pull(seconds(10), "n4", big);
+    for n in 1..=4 {
+        scenario = scenario.fault(Duration::ZERO, Fault::Slow { node: name(n), bytes_per_second: 5_000_000 });
+    }
+    // Eight seconds if one holder serves both all the time.
+    scenario.expect(|outcome| expect_first_tries(outcome, 2, seconds(11)))
 }
 
 /// One of two holders sends five hundred times slower than the other.

@@ -22,6 +22,11 @@ fn frozen_process() {
 }
 
 #[test]
+fn holder_falls_silent() {
+    scenarios::holder_falls_silent().run_seeds(1..=SEEDS);
+}
+
+#[test]
 fn slow_peer() {
     scenarios::slow_peer().run_seeds(1..=SEEDS);
 }

@@ -25,6 +25,11 @@ const ROUGH_PERCENT: u32 = 20;
 /// to fall into them.
 const SLOW_PERCENT: u32 = 25;
 
+/// In these runs, so many pulls of what a node holds begin just before that node falls silent, and
+/// how long before at most. Left to chance, hardly any body is under way then.
+const AMBUSHES: usize = 3;
+const AMBUSH_BEFORE: Duration = Duration::from_secs(1);
+
 /// When a cluster that starts in peace has formed.
 const FORMED_AT: Duration = Duration::from_secs(45);
 
@@ -135,7 +140,8 @@ pub fn draw(seed: u64) -> Plan {
             plan.troubles.extend(trouble.filter(|it| !is_whole || !it.fault.needs_light()));
         }
     }
-    if dice.percent(SLOW_PERCENT) {
+    let is_slow = dice.percent(SLOW_PERCENT);
+    if is_slow {
         let bytes_per_second = dice.skewed(100_000, 5_000_000) as u64;
         let slow = |node: &PlannedNode| {
             let fault = Fault::Slow { node: node.name.clone(), bytes_per_second };
@@ -148,6 +154,9 @@ pub fn draw(seed: u64) -> Plan {
     plan.ends_at = plan.settled_at + CALM_PULLS + CALM_PULL_ENDS;
     let pulls = if is_whole { dice.skewed(1, 20) } else { dice.skewed(1, 20 + 3 * nodes) };
     dice.pulls(&mut plan, pulls);
+    if is_slow {
+        dice.ambush(&mut plan);
+    }
     plan.pulls.sort_by_key(|pull| pull.at);
     plan
 }
@@ -301,6 +310,18 @@ impl Dice {
             let at = self.moment(plan.settled_at, plan.settled_at + CALM_PULLS);
             let pull = self.pull(plan, at);
             plan.pulls.push(pull);
+        }
+    }
+
+    fn ambush(&mut self, plan: &mut Plan) {
+        for trouble in &plan.troubles {
+            let Some(victim) = trouble.fault.silences() else { continue };
+            let held: Vec<_> = plan.preloads.iter().filter(|preload| preload.node == victim).collect();
+            for _ in 0..if held.is_empty() { 0 } else { AMBUSHES } {
+                let image = held[self.below(held.len())].image.clone();
+                let at = self.moment(trouble.at.saturating_sub(AMBUSH_BEFORE), trouble.at);
+                plan.pulls.push(PlannedPull { at, node: self.node(plan), image });
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 //! slow holds back the peer and nobody else.
 
 use std::{
+    future::Future,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker, ready},
@@ -11,7 +12,10 @@ use std::{
 
 use bytes::Bytes;
 use futures::Stream as Chunks;
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::Notify,
+    time::{Instant, Sleep, sleep},
+};
 
 use crate::{
     metrics::{Metrics, Source},
@@ -19,6 +23,18 @@ use crate::{
     peer::PeerBody,
     zero_copy::{Lane, Pipe, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN},
 };
+
+/// What is moved at once makes the next move wait for [`GATHER`] if it is as large as this, so that
+/// bytes come fast, and smaller than [`GATHER_BYTES_MAX`], so that waiting lets them gather. Smaller
+/// and slow transfers are delayed for nothing; larger and fast ones wake the process for each packet.
+const GATHER_BYTES_MIN: usize = 32 * 1024;
+
+/// See [`GATHER_BYTES_MIN`]. Larger and a transfer for which the process is awake anyway is delayed.
+const GATHER_BYTES_MAX: usize = 512 * 1024;
+
+/// Shorter and less gathers; longer and the peer's window, which holds what comes meanwhile, limits
+/// how fast it sends. The timers of the runtime know nothing shorter.
+const GATHER: Duration = Duration::from_millis(1);
 
 /// What became of the peer that bytes come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +64,8 @@ struct Way {
     lane: Option<Lane>,
     /// `None` if they are copied.
     pipe: Option<Arc<Pipe>>,
+    /// Runs while bytes gather in the socket.
+    gathering: Option<Pin<Box<Sleep>>>,
 }
 
 struct Shared<S: Stream> {
@@ -178,7 +196,7 @@ impl<S: Stream> State<S> {
         }
     }
 
-    fn poll_chunk(&mut self, cx: &mut Context<'_>, way: &Way) -> Poll<Result<Bytes, News>> {
+    fn poll_chunk(&mut self, cx: &mut Context<'_>, way: &mut Way) -> Poll<Result<Bytes, News>> {
         let Some(source) = &mut self.source else { return Poll::Pending };
         // What the client got from an earlier source.
         while self.position < self.sent {
@@ -191,9 +209,21 @@ impl<S: Stream> State<S> {
 }
 
 impl Way {
+    /// Waits until it makes sense to look for more.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(pipe) = &self.pipe {
+            ready!(pipe.poll_emptied(cx));
+        }
+        if let Some(gathering) = &mut self.gathering {
+            ready!(gathering.as_mut().poll(cx));
+            self.gathering = None;
+        }
+        Poll::Ready(())
+    }
+
     /// The next bytes of the source, or a frame that stands for them; never more than are left.
     fn poll_chunk<S: Stream>(
-        &self,
+        &mut self,
         cx: &mut Context<'_>,
         source: &mut PeerBody<S>,
         left: usize,
@@ -203,8 +233,13 @@ impl Way {
         {
             match ready!(pipe.poll_fill(cx, socket, left.min(SEGMENT_BYTES_MAX))) {
                 Ok(0) => return Poll::Ready(Err(News::Interrupted)),
-                // Nobody knows what the client would get.
-                Ok(filled) => return Poll::Ready(lane.pipe(pipe, filled).map_err(|_| News::ClientGone)),
+                Ok(filled) => {
+                    if (GATHER_BYTES_MIN..GATHER_BYTES_MAX).contains(&filled) {
+                        self.gathering = Some(Box::pin(sleep(GATHER)));
+                    }
+                    // Nobody knows what the client would get.
+                    return Poll::Ready(lane.pipe(pipe, filled).map_err(|_| News::ClientGone));
+                }
                 Err(error) if lane.refused(&error) => {}
                 Err(_) => return Poll::Ready(Err(News::Interrupted)),
             }
@@ -217,7 +252,7 @@ impl<S: Stream> RelayBody<S> {
     /// Lets the kernel move what is worth it.
     pub(crate) fn by_way_of(mut self, lane: Option<&Lane>) -> Self {
         let lane = lane.filter(|_| self.shared.state().length >= SEGMENT_BYTES_MIN);
-        self.way = Way { lane: lane.cloned(), pipe: lane.and_then(Lane::open_pipe) };
+        self.way = Way { lane: lane.cloned(), pipe: lane.and_then(Lane::open_pipe), gathering: None };
         self
     }
 }
@@ -226,15 +261,14 @@ impl<S: Stream> Chunks for RelayBody<S> {
     type Item = Bytes;
 
     /// Ends early where the task has ended or the client is not to be trusted with more.
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        if let Some(pipe) = &self.way.pipe {
-            ready!(pipe.poll_emptied(cx));
-        }
-        let mut state = self.shared.state();
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let Self { shared, metrics, way } = &mut *self;
+        ready!(way.poll_ready(cx));
+        let mut state = shared.state();
         if state.is_over {
             return Poll::Ready(None);
         }
-        let chunk = match state.poll_chunk(cx, &self.way) {
+        let chunk = match state.poll_chunk(cx, way) {
             Poll::Ready(chunk) => chunk,
             Poll::Pending => {
                 state.body = Some(cx.waker().clone());
@@ -250,14 +284,14 @@ impl<S: Stream> Chunks for RelayBody<S> {
                 let length = chunk.len() as u64;
                 state.position += length;
                 state.sent += length;
-                self.metrics.bytes_served(Source::Peer, length);
+                metrics.bytes_served(Source::Peer, length);
                 if state.sent == state.length {
-                    self.shared.tell(&mut state, News::Complete);
+                    shared.tell(&mut state, News::Complete);
                 }
                 Poll::Ready(Some(chunk))
             }
             Err(news) => {
-                self.shared.tell(&mut state, news);
+                shared.tell(&mut state, news);
                 state.body = Some(cx.waker().clone());
                 if news == News::ClientGone { Poll::Ready(None) } else { Poll::Pending }
             }

@@ -38,6 +38,12 @@ impl Target {
         self
     }
 
+    /// On a connection that the server closes: for a relay that knows no other end.
+    pub(crate) fn closing(mut self) -> Self {
+        self.request = self.request.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n");
+        self
+    }
+
     /// Connects from a node and sends the request.
     pub(crate) fn ask(&self, from: &Node) -> Result<TcpStream, String> {
         let connected = from.netns().enter(|| TcpStream::connect(self.address));

@@ -4,6 +4,7 @@
 //! table has the smallest, the middle and the largest of its rounds; a ratio is that of one round.
 #![allow(clippy::print_stdout, clippy::disallowed_methods, reason = "it prints figures of the real clock")]
 
+mod bare;
 mod load;
 mod memory;
 mod nginx;
@@ -21,6 +22,7 @@ use spegel_tests::{
     digest_of, interrupted, percentile, spegel_binary,
 };
 
+use crate::bare::Bare;
 use crate::load::Target;
 use crate::nginx::Nginx;
 use crate::table::{Goal, Table};
@@ -161,36 +163,43 @@ fn bytes(
     table: &mut Table,
 ) -> Result<(), String> {
     let path = image.blob_path(&image.layers[0]);
-    let targets = [
-        (Target::new(nginx.address(), nginx.path()).all_but_a_byte(), nginx.pid()),
-        (
-            Target::new(holder.mirror_address(), &path).of_local_content().all_but_a_byte(),
-            memory::pid(holder)?,
-        ),
-        (Target::new(mirror.mirror_address(), &path).all_but_a_byte(), memory::pid(mirror)?),
+    let bare = Bare::start(mirror, nginx.address())?;
+    let (holder_pid, mirror_pid) = (memory::pid(holder)?, memory::pid(mirror)?);
+    let cpu_of = |pid: u32| move || cpu_seconds(pid);
+    let whole = |address, path: &str| Target::new(address, path).all_but_a_byte();
+    let targets: [(Target, &dyn Fn() -> f64); 4] = [
+        (whole(nginx.address(), nginx.path()), &cpu_of(nginx.pid())),
+        (whole(holder.mirror_address(), &path).of_local_content(), &cpu_of(holder_pid)),
+        (whole(mirror.mirror_address(), &path), &cpu_of(mirror_pid)),
+        (whole(bare.address(), nginx.path()).closing(), &|| bare.cpu_seconds()),
     ];
-    let (mut cpu, mut speed) = ([const { Vec::new() }; 3], [const { Vec::new() }; 3]);
+    let (mut cpu, mut speed) = ([const { Vec::new() }; 4], [const { Vec::new() }; 4]);
     for _ in 0..ROUNDS {
-        for (n, (target, pid)) in targets.iter().enumerate() {
-            let (before, start) = (cpu_seconds(*pid), Instant::now());
+        for (n, (target, cpu_seconds)) in targets.iter().enumerate() {
+            let (before, start) = (cpu_seconds(), Instant::now());
             let mut moved = 0;
             for _ in 0..BLOBS_PER_FIGURE {
                 moved += target.download(mirror)?;
             }
+            let took = start.elapsed().as_secs_f64();
             if moved != (image.layers[0].size - 1) * u64::from(BLOBS_PER_FIGURE) {
                 return Err(format!("{moved} bytes came from {target:?}"));
             }
             #[expect(clippy::cast_precision_loss, reason = "a few figures are shown")]
             let gib = moved as f64 / f64::from(1 << 30);
-            cpu[n].push((cpu_seconds(*pid) - before) / gib);
-            speed[n].push(gib / start.elapsed().as_secs_f64());
+            cpu[n].push((cpu_seconds() - before) / gib);
+            speed[n].push(gib / took);
         }
     }
-    let ([nginx_cpu, serve_cpu, mirror_cpu], [nginx_speed, serve_speed, mirror_speed]) = (cpu, speed);
+    let [nginx_cpu, serve_cpu, mirror_cpu, bare_cpu] = cpu;
+    let [nginx_speed, serve_speed, mirror_speed, bare_speed] = speed;
     table.compare("serve, CPU", "s/GiB", Goal::at_most(1.1), serve_cpu, nginx_cpu.clone());
     table.compare("serve, throughput", "GiB/s", Goal::at_least(0.95), serve_speed, nginx_speed.clone());
-    table.compare("mirror, CPU", "s/GiB", Goal::at_most(1.2), mirror_cpu, nginx_cpu);
-    table.compare("mirror, throughput", "GiB/s", Goal::none(), mirror_speed, nginx_speed);
+    table.compare("mirror, CPU", "s/GiB", Goal::at_most(1.2), mirror_cpu.clone(), nginx_cpu.clone());
+    table.compare("mirror, throughput", "GiB/s", Goal::none(), mirror_speed, nginx_speed.clone());
+    table.compare("a bare splice loop instead, CPU", "s/GiB", Goal::none(), bare_cpu.clone(), nginx_cpu);
+    table.compare("a bare splice loop instead, throughput", "GiB/s", Goal::none(), bare_speed, nginx_speed);
+    table.compare("mirror, CPU, beside that loop", "s/GiB", Goal::none(), mirror_cpu, bare_cpu);
     Ok(())
 }
 

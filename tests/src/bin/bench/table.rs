@@ -66,7 +66,7 @@ impl Table {
     }
 
     pub(crate) fn print(&self) {
-        let headings = ["", "spegel", "nginx", "spegel / nginx", "goal"];
+        let headings = ["", "spegel", "reference: nginx", "ratio", "goal"];
         println!(
             "{:<44} {:<26} {:<26} {:<22} {}",
             headings[0], headings[1], headings[2], headings[3], headings[4]

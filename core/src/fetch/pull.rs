@@ -70,6 +70,12 @@ pub(crate) const CANDIDATES_MAX: usize = 16;
 /// holders to go on with; more only costs memory.
 pub(crate) const HOLDERS_MAX: usize = 32;
 
+/// How long holders that the directory named may take to fail before it is asked for others, where
+/// nothing of the body has come yet. Shorter and content that only the dead have goes upstream a
+/// round trip later; longer and a holder's restart sends pulls upstream although its content has
+/// been announced by another meanwhile.
+pub(crate) const FOUND_FRESH: Duration = Duration::from_millis(50);
+
 /// Most lookups in mid-body. Fewer and a layer of many gigabytes cannot outlive its first
 /// holders; more and a pull that goes badly keeps the directory busy.
 pub(crate) const LOOKUPS_AGAIN_MAX: u32 = 8;
@@ -118,6 +124,8 @@ struct Search {
     deadline: Instant,
     looking_up: bool,
     looked_up_again: bool,
+    /// When the directory answered.
+    found_at: Option<Instant>,
     hedge_at: Option<Instant>,
     /// Holders asked; further addresses of one holder do not count.
     asked: u32,
@@ -198,6 +206,7 @@ impl Pull {
         self.merge(cx, candidates);
         let Phase::Searching(search) = &mut self.phase else { return };
         search.looking_up = false;
+        search.found_at = Some(cx.now);
         if none && self.holders.is_empty() {
             let reason = if definitive { RefuseReason::NobodyHasIt } else { RefuseReason::LookupUnanswered };
             return self.end(cx, reason);
@@ -237,13 +246,18 @@ impl Pull {
         if !self.attempts.is_empty() || search.looking_up {
             return;
         }
-        let may_look = search.left.is_some() && !search.looked_up_again;
+        let is_resume = search.left.is_some();
+        let is_stale = |at: Instant| cx.now.saturating_duration_since(at) >= FOUND_FRESH;
+        let is_worth = is_resume || (asks_left && search.found_at.is_some_and(is_stale));
+        let may_look = is_worth && !search.looked_up_again;
         if may_look && self.lookups_again < LOOKUPS_AGAIN_MAX && self.launched < LAUNCHES_MAX {
             self.lookups_again += 1;
             search.looked_up_again = true;
             search.looking_up = true;
-            search.asked = 0;
-            search.deadline += RESUME_LOOKUP_MAX;
+            if is_resume {
+                search.asked = 0;
+                search.deadline += RESUME_LOOKUP_MAX;
+            }
             cx.events.push_back(Event::Lookup { pull: self.id, key: self.key });
         } else {
             self.end(cx, RefuseReason::HoldersExhausted);
@@ -574,7 +588,8 @@ impl Pull {
 
 impl Search {
     const fn new(deadline: Instant, left: Option<(PeerId, &'static str)>) -> Self {
-        Self { deadline, looking_up: false, looked_up_again: false, hedge_at: None, asked: 0, left }
+        let (looking_up, looked_up_again, found_at, hedge_at) = (false, false, None, None);
+        Self { deadline, looking_up, looked_up_again, found_at, hedge_at, asked: 0, left }
     }
 }
 

@@ -1,6 +1,6 @@
 use super::{
     pull::{
-        ANSWER_DEADLINE, BLOB_ANSWER_DEADLINE, CHECKED_BYTES_MAX, LAUNCHES_MAX, REPORT_INTERVAL,
+        ANSWER_DEADLINE, BLOB_ANSWER_DEADLINE, CHECKED_BYTES_MAX, FOUND_FRESH, LAUNCHES_MAX, REPORT_INTERVAL,
         RESUME_LOOKUP_MAX, RESUME_MAX, SILENCE_MAX, STALL_MAX,
     },
     verify::APPEARS_WITHIN,
@@ -627,6 +627,31 @@ fn member_that_dies_before_it_answered_is_replaced() {
     assert!(matches!(events[1], Event::Output(Output::Fetch { peer, .. }) if peer != first.peer));
     node.fetch.on_peer_down(node.now, &first.peer, &mut node.health);
     assert_eq!(node.drain(), []);
+}
+
+#[test]
+fn holders_that_fail_late_are_looked_for_once_more() {
+    let mut node = Node::new();
+    node.pull(1, PullKind::Blob, &[1]);
+    node.drain();
+    node.advance(FOUND_FRESH);
+    node.fetch.on_peer_down(node.now, &peer(1), &mut node.health);
+    assert_eq!(node.drain(), [cancel(1, 0), Event::Lookup { pull: PullId(1), key: key() }]);
+    node.holders(1, vec![candidate(2)]);
+    assert_eq!(node.fetches()[0].peer, peer(2));
+    node.advance(FOUND_FRESH);
+    node.fetch.on_peer_down(node.now, &peer(2), &mut node.health);
+    assert_eq!(node.drain(), [cancel(1, 1), refuse(1, RefuseReason::HoldersExhausted, 2)]);
+}
+
+#[test]
+fn holders_that_fail_at_once_are_not_looked_for_again() {
+    let mut node = Node::new();
+    node.pull(1, PullKind::Blob, &[1]);
+    node.drain();
+    node.advance(FOUND_FRESH - TICK);
+    node.fetch.on_peer_down(node.now, &peer(1), &mut node.health);
+    assert_eq!(node.drain(), [cancel(1, 0), refuse(1, RefuseReason::HoldersExhausted, 1)]);
 }
 
 #[test]

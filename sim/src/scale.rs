@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
+use spegel_core::Node;
 
 use crate::{
     fault::Fault,
@@ -45,9 +46,13 @@ const IDLE_UNTIL: Duration = Duration::from_secs(895);
 const AWAY: Duration = Duration::from_secs(60);
 
 /// One node in so many leaves, loses power, or is new in each quarter of an hour.
-const LEAVERS: usize = 50;
-const LOST: usize = 100;
-const NEWCOMERS: usize = 100;
+const LEAVERS: usize = 500;
+const LOST: usize = 500;
+const NEWCOMERS: usize = 500;
+
+/// The least time that a message takes: longer makes it easier for threads to share the work.
+/// None takes more than four milliseconds.
+const LOOKAHEAD: Duration = Duration::from_millis(2);
 
 /// How long, how large, and from which seed.
 #[derive(Clone, Copy, Debug)]
@@ -111,19 +116,23 @@ pub struct Costs {
     pub error: Option<String>,
 }
 
-/// Runs it.
+/// Runs it on so many threads.
 ///
-/// `allocated` tells how many bytes of memory this process has in use.
+/// `freed` drops a core, and tells how many bytes of memory it had.
 #[must_use]
-pub fn run(size: Size, allocated: fn() -> usize) -> Costs {
+pub fn run(size: Size, threads: usize, freed: fn(Node) -> usize) -> Costs {
     let plan = plan(size);
-    let moments: Vec<_> = quarters(size).flat_map(|at| stretches().map(|offset| at + offset)).collect();
-    let (outcome, measured) = light::measure(&plan, size.seed, &moments, allocated);
+    let (outcome, measured) = light::measure(&plan, size.seed, &moments(size), Some(threads), freed);
     costs(size, &outcome, &measured)
 }
 
 fn quarters(size: Size) -> impl Iterator<Item = Duration> {
     (0..size.quarters).map(|quarter| QUARTER * quarter)
+}
+
+/// When what has been sent is counted.
+fn moments(size: Size) -> Vec<Duration> {
+    quarters(size).flat_map(|at| stretches().map(|offset| at + offset)).collect()
 }
 
 /// Bounds of what is measured in a quarter of an hour.
@@ -173,7 +182,7 @@ fn within(rng: &mut StdRng, spread: Duration) -> Duration {
 
 fn plan(size: Size) -> Scenario {
     let mut rng = StdRng::seed_from_u64(size.seed);
-    let mut plan = Scenario::new("scale", QUARTER * size.quarters).light();
+    let mut plan = Scenario::new("scale", QUARTER * size.quarters).light().lookahead(LOOKAHEAD);
     for version in 0..=size.quarters {
         plan = (0..APPS).fold(plan, |plan, app| plan.image(image(app, version)));
     }
@@ -263,6 +272,26 @@ fn spread(values: impl Iterator<Item = f64>) -> Spread {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What threads come to is what one event after the other comes to, to the microsecond.
+    #[test]
+    fn threads_change_nothing() {
+        let size = Size { nodes: 30, quarters: 1, seed: 3 };
+        let plan = plan(size);
+        let run = |threads| {
+            let (outcome, measured) = light::measure(&plan, size.seed, &moments(size), threads, |_| 0);
+            let Outcome { pulls, ready, notices, fetches, reports, error, .. } = outcome;
+            let samples = measured.samples;
+            assert_eq!((error, pulls.len() > size.nodes), (None, true), "{pulls:?}");
+            format!("{:#?}", (pulls, ready, notices, fetches, reports, samples, measured.whole_at))
+        };
+        let expected = run(None);
+        for threads in 1..=3 {
+            let found = run(Some(threads));
+            let differs = expected.lines().zip(found.lines()).find(|(expected, found)| expected != found);
+            assert!(found == expected, "{threads} threads: {differs:?}");
+        }
+    }
 
     #[test]
     fn spread_of_a_hundred() {

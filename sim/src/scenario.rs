@@ -31,6 +31,7 @@ pub struct Scenario {
     pub(crate) name: Cow<'static, str>,
     pub(crate) driver: Driver,
     pub(crate) tick: Duration,
+    pub(crate) lookahead: Duration,
     pub(crate) nodes: Vec<NodePlan>,
     pub(crate) images: Vec<Image>,
     pub(crate) preloads: Vec<(String, usize)>,
@@ -141,6 +142,7 @@ impl Scenario {
             name: name.into(),
             driver: Driver::Whole,
             tick: Duration::from_millis(1),
+            lookahead: Duration::ZERO,
             nodes: Vec::new(),
             images: Vec::new(),
             preloads: Vec::new(),
@@ -173,6 +175,14 @@ impl Scenario {
     #[must_use]
     pub const fn tick(mut self, tick: Duration) -> Self {
         self.tick = tick;
+        self
+    }
+
+    /// In the light driver, the least time after which anything comes of what a node says or wants
+    /// done. Longer lets threads work on their own for longer; no message is faster.
+    #[must_use]
+    pub const fn lookahead(mut self, lookahead: Duration) -> Self {
+        self.lookahead = lookahead;
         self
     }
 

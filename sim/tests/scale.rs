@@ -9,7 +9,7 @@ const IDLE_GROWTH_MAX: f64 = 1.1;
 #[test]
 fn idle_nodes_of_a_larger_cluster_do_not_say_more() {
     let [small, large] = [50, 200].map(|nodes| {
-        let costs = scale::run(Size { nodes, quarters: 1, seed: 1 }, || 0);
+        let costs = scale::run(Size { nodes, quarters: 1, seed: 1 }, 2, |_| 0);
         assert_eq!(costs.error, None, "{nodes} nodes");
         assert_eq!((costs.pulls_failed, costs.pulls > nodes), (0, true), "{costs:?}");
         costs.idle

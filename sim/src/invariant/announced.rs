@@ -6,13 +6,35 @@ use std::{
     time::Duration,
 };
 
-use spegel_core::{Announce, Key, PeerId};
+use minicbor::Decoder;
+use spegel_core::{Announce, Key, PeerId, Request};
 
 use crate::containerd::Containerd;
 
 /// How long an owner may be left in the belief that a node has what has gone. An owner that is
 /// silent is told nothing more until five seconds have passed, and then again after up to ten.
 const UNFOUNDED_MAX: Duration = Duration::from_secs(30);
+
+/// The number of announcements among the kinds of requests, and the field of the kind.
+const ANNOUNCE: u64 = 2;
+const KIND: u64 = 1;
+
+/// What a request announces, if that is what it is for. Most are gossip, which is long, so the kind
+/// is looked at before all is read.
+pub(super) fn announcement(message: &[u8]) -> Option<Announce> {
+    let mut decoder = Decoder::new(message);
+    for _ in 0..decoder.map().ok()?? {
+        match decoder.u64().ok()? {
+            KIND if decoder.u64().ok()? == ANNOUNCE => break,
+            KIND => return None,
+            _ => decoder.skip().ok()?,
+        }
+    }
+    match Request::decode(message) {
+        Ok(Request::Announce(announce)) => Some(announce),
+        _ => None,
+    }
+}
 
 /// What one node has told owners.
 #[derive(Debug, Default)]
@@ -32,14 +54,16 @@ impl Announced {
             self.forget(&owner);
         }
         for key in &announce.remove {
-            if let Some(owners) = self.told.get_mut(key) {
-                owners.remove(&owner);
+            if let Some(owners) = self.told.get_mut(key)
+                && owners.remove(&owner)
+                && owners.is_empty()
+            {
+                self.told.remove(key);
             }
         }
         for key in &announce.add {
             self.told.entry(*key).or_default().insert(owner);
         }
-        self.told.retain(|_, owners| !owners.is_empty());
         if announce.add.iter().any(|key| !self.has.contains(key)) || !self.unfounded.is_empty() {
             self.compare(at, containerd);
         }

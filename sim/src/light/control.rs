@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use spegel_core::{ExchangeId, Input, MessageError, PeerId, Reply};
 
-use super::{Event, Index, Reach, World, later, names::Target};
+use super::{Event, Index, Reach, World, later, machine::Arrival, names::Target};
 
 /// Why a dial failed whose address is another's.
 const ANOTHER_PEER: &str = "another peer answered";
@@ -116,11 +116,7 @@ impl World<'_> {
         match self.reach(from, to) {
             Reach::Open => {
                 let sender = self.machines[from].peer;
-                let Some(process) = &mut self.machines[to].process else { return };
-                let inbound = ExchangeId(process.next_inbound);
-                process.next_inbound += 1;
-                process.inbound.insert(inbound, (from, life, exchange));
-                self.handle(to, Input::MessageReceived { from: sender, exchange: inbound, message });
+                self.deliver(to, Arrival::Request { from, life, sender, exchange, message });
             }
             Reach::Refused => self.fail_send(from, life, exchange, "connection refused"),
             Reach::Silent => {}
@@ -166,9 +162,13 @@ impl World<'_> {
         if exchange.0 & UNKNOWN_EXCHANGES != 0 {
             return self.judge_unsupported(from, &message);
         }
+        self.deliver(to, Arrival::Reply { exchange, message });
+    }
+
+    fn deliver(&mut self, to: Index, arrival: Arrival) {
         let process = self.machines[to].process.as_mut();
-        if process.is_some_and(|process| process.waiting.remove(&exchange)) {
-            self.handle(to, Input::ReplyReceived { exchange, message });
+        if let Some(input) = process.and_then(|process| process.receive(arrival)) {
+            self.handle(to, input);
         }
     }
 
@@ -185,13 +185,9 @@ impl World<'_> {
         }
     }
 
-    pub(super) fn fail_send(&mut self, node: Index, life: u64, exchange: ExchangeId, cause: &str) {
-        if self.machines[node].life != life {
-            return;
-        }
-        let process = self.machines[node].process.as_mut();
-        if process.is_some_and(|process| process.waiting.remove(&exchange)) {
-            self.handle(node, Input::SendFailed { exchange, cause: cause.to_owned() });
+    pub(super) fn fail_send(&mut self, node: Index, life: u64, exchange: ExchangeId, cause: &'static str) {
+        if self.machines[node].life == life {
+            self.deliver(node, Arrival::Failure { exchange, cause });
         }
     }
 }

@@ -123,6 +123,22 @@ impl Queue {
         self.heap.peek().map(|Reverse((at, ..))| *at)
     }
 
+    /// The first.
+    pub(super) fn peek(&self) -> Option<&Event> {
+        let Reverse((_, _, slot)) = self.heap.peek()?;
+        self.slots[*slot as usize].as_ref()
+    }
+
+    /// As the how manieth the first was planned.
+    pub(super) fn next_planned(&self) -> u64 {
+        self.heap.peek().map_or(self.planned, |Reverse((_, planned, _))| *planned)
+    }
+
+    /// Takes the first if it happens at that moment.
+    pub(super) fn pop_at(&mut self, at: Duration) -> Option<Event> {
+        if self.next_at() == Some(at) { self.pop() } else { None }
+    }
+
     pub(super) fn pop(&mut self) -> Option<Event> {
         let Reverse((_, _, slot)) = self.heap.pop()?;
         self.free.push(slot);
@@ -165,10 +181,21 @@ impl Wakes {
         None
     }
 
+    /// Who wants to be called first.
+    pub(super) fn first(&mut self) -> Option<Index> {
+        self.next_at()?;
+        self.heap.peek().map(|Reverse((_, node))| *node)
+    }
+
+    /// Takes the wish of a node.
+    pub(super) fn take(&mut self, node: Index) -> Option<Duration> {
+        self.wishes[node].take()
+    }
+
     /// Takes the first.
     pub(super) fn pop(&mut self) -> Option<Index> {
-        self.next_at()?;
-        let Reverse((_, node)) = self.heap.pop()?;
+        let node = self.first()?;
+        self.heap.pop();
         self.wishes[node] = None;
         Some(node)
     }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use spegel_core::{ExchangeId, Node, PeerId, PullId, oci::Digest};
+use spegel_core::{ExchangeId, Input, Node, PeerId, PullId, oci::Digest};
 
 use super::{
     Index,
@@ -25,7 +25,7 @@ pub(super) struct Machine {
     pub(super) powered: bool,
     /// Counts processes, so that what was meant for an earlier one is not taken for this one's.
     pub(super) life: u64,
-    pub(super) process: Option<Process>,
+    pub(super) process: Option<Box<Process>>,
     pub(super) frozen_until: Duration,
     /// The machine sleeps until then.
     pub(super) asleep_until: Duration,
@@ -62,6 +62,51 @@ pub(super) struct Process {
     pub(super) next_inbound: u64,
     pub(super) pulls: BTreeMap<PullId, Pull>,
     pub(super) next_pull: u64,
+}
+
+/// Something that comes for a process.
+#[derive(Debug)]
+pub(super) enum Arrival {
+    Input(Input),
+    Request {
+        from: Index,
+        life: u64,
+        sender: PeerId,
+        exchange: ExchangeId,
+        message: Vec<u8>,
+    },
+    Reply {
+        exchange: ExchangeId,
+        message: Vec<u8>,
+    },
+    /// There will be no reply.
+    Failure {
+        exchange: ExchangeId,
+        cause: &'static str,
+    },
+}
+
+impl Process {
+    /// What an arrival is to the core; nothing if it comes too late.
+    pub(super) fn receive(&mut self, arrival: Arrival) -> Option<Input> {
+        match arrival {
+            Arrival::Input(input) => Some(input),
+            Arrival::Request { from, life, sender, exchange, message } => {
+                let inbound = ExchangeId(self.next_inbound);
+                self.next_inbound += 1;
+                self.inbound.insert(inbound, (from, life, exchange));
+                Some(Input::MessageReceived { from: sender, exchange: inbound, message })
+            }
+            Arrival::Reply { exchange, message } => {
+                let is_waited_for = self.waiting.remove(&exchange);
+                is_waited_for.then_some(Input::ReplyReceived { exchange, message })
+            }
+            Arrival::Failure { exchange, cause } => {
+                let is_waited_for = self.waiting.remove(&exchange);
+                is_waited_for.then(|| Input::SendFailed { exchange, cause: cause.to_owned() })
+            }
+        }
+    }
 }
 
 /// The address of a machine.

@@ -9,6 +9,7 @@ mod control;
 mod event;
 mod faults;
 mod later;
+mod lockstep;
 mod machine;
 mod meter;
 mod names;
@@ -40,7 +41,8 @@ use crate::{
     upstream::Upstream,
 };
 
-/// Longest that a message travels.
+/// How long a message travels, unless a scenario's lookahead is longer than the shortest.
+const LATENCY_MIN_US: u64 = 100;
 const LATENCY_MAX_US: u64 = 4000;
 
 /// How far virtual time may advance before invariants are checked again.
@@ -90,6 +92,8 @@ struct World<'a> {
     trace: Trace,
     outcome: Counts,
     meter: Option<Meter>,
+    /// Nothing is planned for an earlier moment while something is carried out that a core wants.
+    not_before: Duration,
 }
 
 #[derive(Default)]
@@ -112,28 +116,40 @@ pub fn run(plan: &Scenario, seed: u64, trace: Trace) -> Outcome {
 /// Runs a scenario from a seed without a trace, and counts what it costs each node, at each of
 /// the `moments` and at the end. What members come and go is counted, not kept as notices.
 ///
-/// `allocated` tells how many bytes of memory this process has in use.
+/// On so many `threads`, this one among them, which does not change what comes of it; if `None`,
+/// one event after the other. `freed` drops a core, and tells how many bytes of memory it had.
+///
+/// # Panics
+///
+/// If there are to be threads, and the plan has no lookahead, or faults that pause a process or
+/// affect messages.
 #[must_use]
 pub fn measure(
     plan: &Scenario,
     seed: u64,
     moments: &[Duration],
-    allocated: fn() -> usize,
+    threads: Option<usize>,
+    freed: fn(Node) -> usize,
 ) -> (Outcome, Measured) {
     let mut world = World::new(plan, seed, Trace::none());
     world.meter = Some(Meter::new(world.machines.len()));
+    world.watch.spare();
     for at in moments {
         world.at(*at, Event::Sample);
     }
-    let error = world.run();
+    let error = match threads {
+        None => world.run(),
+        Some(threads) => {
+            assert!(lockstep::suits(plan), "a plan that threads cannot share");
+            lockstep::with_crew(threads, plan.nodes.len(), |crew| world.run_in_lockstep(crew))
+        }
+    };
     let mut outcome = world.outcome(error);
     // They share memory with the cores.
     outcome.reports.values_mut().for_each(|report| report.members = Vec::new());
     let mut measured = world.meter.take().map(|meter| meter.measured).unwrap_or_default();
     for process in world.machines.iter_mut().filter_map(|machine| machine.process.take()) {
-        let before = allocated();
-        drop(process.node);
-        measured.core_bytes.push(before.saturating_sub(allocated()));
+        measured.core_bytes.push(freed(process.node));
     }
     plan.judge(&mut outcome);
     (outcome, measured)
@@ -173,6 +189,7 @@ impl<'a> World<'a> {
             trace,
             outcome: Counts::default(),
             meter: None,
+            not_before: Duration::ZERO,
         };
         if !plan.starts_disturb {
             world.watch.expect_of_newcomers();
@@ -192,38 +209,42 @@ impl<'a> World<'a> {
 
     fn run(&mut self) -> Option<String> {
         let (mut checked_at, mut in_this_moment) = (Duration::ZERO, 0);
-        loop {
-            let event = self.events.next_at();
-            let wake = self.wakes.next_at();
-            let at = match (event, wake) {
-                (Some(event), Some(wake)) => event.min(wake),
-                (Some(at), None) | (None, Some(at)) => at,
-                (None, None) => self.plan.ends_at,
-            };
-            if at >= self.plan.ends_at {
-                break;
-            }
+        while let Some(at) = self.next_at() {
             in_this_moment = if at > self.now { 0 } else { in_this_moment + 1 };
             if in_this_moment > EVENTS_PER_MOMENT_MAX {
-                return Some(format!("at {at:?} time stands still: the cores keep each other busy"));
+                return Some(Self::stands_still(at));
             }
             self.now = at;
-            if event == Some(at) {
-                let event = self.events.pop().expect("it was seen just now");
+            if let Some(event) = self.events.pop_at(at) {
                 self.happen(event);
             } else if let Some(node) = self.wakes.pop() {
                 self.wake(node);
             }
-            if checked_at + CHECK_INTERVAL <= at {
-                checked_at = at;
-                self.watch.check(at);
-            }
-            if let Some(what) = self.watch.violation() {
-                return Some(what.to_owned());
+            if let Some(what) = self.checked(&mut checked_at) {
+                return Some(what);
             }
         }
         self.now = self.plan.ends_at;
         None
+    }
+
+    /// When something happens next, if anything does before the end.
+    fn next_at(&mut self) -> Option<Duration> {
+        let first = self.events.next_at().into_iter().chain(self.wakes.next_at()).min();
+        first.filter(|at| *at < self.plan.ends_at)
+    }
+
+    fn stands_still(at: Duration) -> String {
+        format!("at {at:?} time stands still: the cores keep each other busy")
+    }
+
+    /// What broke an invariant, looked for now and then.
+    fn checked(&mut self, checked_at: &mut Duration) -> Option<String> {
+        if *checked_at + CHECK_INTERVAL <= self.now {
+            *checked_at = self.now;
+            self.watch.check(self.now);
+        }
+        self.watch.violation().map(str::to_owned)
     }
 
     fn outcome(&mut self, error: Option<String>) -> Outcome {
@@ -266,7 +287,7 @@ impl<'a> World<'a> {
     }
 
     fn at(&mut self, at: Duration, event: Event) {
-        self.events.push(at, event);
+        self.events.push(at.max(self.not_before), event);
     }
 
     fn after(&mut self, delay: Duration, event: Event) {
@@ -275,7 +296,9 @@ impl<'a> World<'a> {
 
     /// How long a message travels this time.
     fn latency(&mut self) -> Duration {
-        Duration::from_micros(self.rng.random_range(100..LATENCY_MAX_US))
+        let least = self.plan.lookahead.max(Duration::from_micros(LATENCY_MIN_US));
+        let most = least.max(Duration::from_micros(LATENCY_MAX_US));
+        self.rng.random_range(least..=most)
     }
 
     fn index_of(&self, name: &str) -> Index {
@@ -362,7 +385,7 @@ impl<'a> World<'a> {
         let seed = node_seed(seed.wrapping_add(machine.life << 32), &machine.name);
         let config = node_config(machine.peer, now, machine.ahead_seconds);
         let core = Node::new(machine.clock(self.base, now), config, seed);
-        machine.process = Some(Process {
+        machine.process = Some(Box::new(Process {
             node: core,
             sizes: BTreeMap::new(),
             tags: BTreeMap::new(),
@@ -371,7 +394,7 @@ impl<'a> World<'a> {
             next_inbound: 0,
             pulls: BTreeMap::new(),
             next_pull: 0,
-        });
+        }));
         self.watch.started(now, &machine.name, machine.peer, &machine.containerd);
         let ip = machine.ip;
         if !self.listed.iter().any(|(_, listed)| *listed == node) {
@@ -437,15 +460,22 @@ impl<'a> World<'a> {
             let Some(output) = machine.process.as_mut().and_then(|process| process.node.poll_output()) else {
                 break;
             };
-            self.trace.output(self.now, &machine.name, &output);
-            self.watch.output(self.now, &machine.name, &output);
-            self.perform(node, output);
+            self.carry_out(node, output);
         }
         let (base, now) = (self.base, self.now);
         let machine = &mut self.machines[node];
         let timeout = machine.process.as_ref().and_then(|process| process.node.poll_timeout());
         let wake_at = timeout.map(|(at, _)| (at.saturating_duration_since(base) + machine.slept).max(now));
         self.wakes.wish(node, wake_at);
+    }
+
+    fn carry_out(&mut self, node: Index, output: Output) {
+        let name = &self.machines[node].name;
+        self.trace.output(self.now, name, &output);
+        self.watch.output(self.now, name, &output);
+        self.not_before = self.now + self.plan.lookahead;
+        self.perform(node, output);
+        self.not_before = Duration::ZERO;
     }
 
     fn perform(&mut self, node: Index, output: Output) {

@@ -390,15 +390,25 @@ fn announce(body: &[u8]) -> Result<Announce, MessageError> {
     Ok(read)
 }
 
+/// The head of a map of no fields, and most fields that a head of one byte can count (RFC 8949,
+/// section 3).
+const EMPTY_MAP: u8 = 0xa0;
+const SHORT_MAP_MAX: u8 = 23;
+
+/// Bytes set aside for a message. Fewer and most are moved while they are written; more are wasted.
+const SHORT_MESSAGE_SIZE: usize = 64;
+
 /// A map of integer keys under construction.
 struct Fields {
-    count: u64,
+    count: u8,
     encoder: Encoder<Vec<u8>>,
 }
 
 impl Default for Fields {
     fn default() -> Self {
-        Self { count: 0, encoder: Encoder::new(Vec::new()) }
+        let mut fields = Vec::with_capacity(SHORT_MESSAGE_SIZE);
+        fields.push(EMPTY_MAP);
+        Self { count: 0, encoder: Encoder::new(fields) }
     }
 }
 
@@ -419,10 +429,9 @@ impl Fields {
     }
 
     fn finish(self) -> Vec<u8> {
-        let mut encoder = Encoder::new(Vec::new());
-        written(encoder.map(self.count));
-        let mut bytes = encoder.into_writer();
-        bytes.extend(self.encoder.into_writer());
+        assert!(self.count <= SHORT_MAP_MAX, "a map of {} fields has a longer head", self.count);
+        let mut bytes = self.encoder.into_writer();
+        bytes[0] = EMPTY_MAP | self.count;
         bytes
     }
 }

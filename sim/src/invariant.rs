@@ -9,9 +9,7 @@ use std::{
     time::Duration,
 };
 
-use spegel_core::{
-    Input, Key, Notice, Output, PeerId, PullId, PullKind, RefuseReason, Report, oci::Digest,
-};
+use spegel_core::{Input, Key, Notice, Output, PeerId, PullId, PullKind, RefuseReason, Report, oci::Digest};
 
 pub use self::agreement::{Contents, agreement, agreement_by_key};
 use self::announced::{Announced, announcement};

@@ -71,6 +71,8 @@ pub(super) struct Ledger {
     holders: BTreeMap<PeerId, Holder>,
     keys: BTreeMap<Key, Holders>,
     entries: usize,
+    /// Whether any holder has ever been in a zone: else there is nothing to spread over.
+    has_zones: bool,
     limits: Limits,
     rng: Rng,
 }
@@ -78,11 +80,13 @@ pub(super) struct Ledger {
 impl Ledger {
     /// An empty ledger of the owner `me`, which is a holder like others.
     pub(super) fn new(me: PeerId, zone: Option<Zone>, rng: Rng) -> Self {
+        let has_zones = zone.is_some();
         let holder = Holder { zone, complete: true, ..Holder::default() };
         Self {
             holders: BTreeMap::from([(me, holder)]),
             keys: BTreeMap::new(),
             entries: 0,
+            has_zones,
             limits: Limits { per_holder: ENTRIES_PER_HOLDER_MAX, total: ENTRIES_MAX },
             rng,
         }
@@ -90,6 +94,7 @@ impl Ledger {
 
     /// A member is there; what it holds is not known yet.
     pub(super) fn member_up(&mut self, peer: PeerId, zone: Option<Zone>) {
+        self.has_zones |= zone.is_some();
         self.holders.entry(peer).or_default().zone = zone;
     }
 
@@ -276,6 +281,9 @@ impl Ledger {
             return;
         }
         known.dropped += 1;
+        if !self.has_zones {
+            return;
+        }
         let zone_of = |peer: &PeerId| self.holders.get(peer).and_then(|holder| holder.zone.as_ref());
         let mut zones: BTreeMap<Option<&Zone>, Vec<usize>> = BTreeMap::new();
         for (at, kept) in known.kept.iter().enumerate() {

@@ -7,7 +7,10 @@
 //! The frame around the maps is foca's: a header, then optionally a big-endian `u16` count
 //! and as many members.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 
 use bytes::{Buf, BufMut};
 use foca::{Codec, Header, Identity, Message, State};
@@ -21,12 +24,35 @@ use crate::{Member, PeerId, Zone};
 /// What foca knows a node by. Two are equal when they name the same life of the same peer,
 /// whatever else is known of it: a record whose addresses were trimmed here, or that has fields
 /// this release does not know, still is that peer's identity when it comes back to it.
+///
+/// foca keeps one for each member, clones them at every turn, and compares all of them with the
+/// sender of each packet: so they are small, and what is looked at is not behind a pointer.
 #[derive(Clone, Debug)]
-pub(super) struct Id(pub(super) Member);
+pub(super) struct Id {
+    addr: Addr,
+    generation: u64,
+    member: Arc<Member>,
+}
+
+impl Id {
+    pub(super) fn new(member: Member) -> Self {
+        Self { addr: member.peer.into(), generation: member.generation, member: Arc::new(member) }
+    }
+
+    pub(super) fn member(&self) -> &Arc<Member> {
+        &self.member
+    }
+}
+
+impl From<Arc<Member>> for Id {
+    fn from(member: Arc<Member>) -> Self {
+        Self { addr: member.peer.into(), generation: member.generation, member }
+    }
+}
 
 impl PartialEq for Id {
     fn eq(&self, other: &Self) -> bool {
-        (self.0.peer, self.0.generation) == (other.0.peer, other.0.generation)
+        (self.addr, self.generation) == (other.addr, other.generation)
     }
 }
 
@@ -49,16 +75,17 @@ impl Identity for Id {
 
     fn renew(&self) -> Option<Self> {
         // At the last generation there is no next: foca sees the same identity and gives up.
-        Some(Self(Member { generation: self.0.generation.saturating_add(1), ..self.0.clone() }))
+        let generation = self.generation.saturating_add(1);
+        Some(Self::new(Member { generation, ..Member::clone(&self.member) }))
     }
 
     fn addr(&self) -> Addr {
-        self.0.peer.into()
+        self.addr
     }
 
     fn win_addr_conflict(&self, adversary: &Self) -> bool {
         // Equal generations are the same identity, so there is no tie to break.
-        self.0.generation > adversary.0.generation
+        self.generation > adversary.generation
     }
 }
 
@@ -162,7 +189,8 @@ struct WireId {
 }
 
 impl WireId {
-    fn full(Id(member): &Id) -> Self {
+    fn full(id: &Id) -> Self {
+        let member = id.member();
         Self {
             peer: ByteArray::from(*member.peer.public_key()),
             generation: member.generation,
@@ -174,7 +202,7 @@ impl WireId {
     }
 
     fn into_id(self) -> Id {
-        Id(Member {
+        Id::new(Member {
             peer: PeerId::from_public_key(self.peer.into()),
             generation: self.generation,
             addrs: self.addrs.0.into(),
@@ -197,7 +225,7 @@ struct WireDestination {
 
 impl WireDestination {
     fn into_id(self) -> Id {
-        Id(Member {
+        Id::new(Member {
             peer: PeerId::from_public_key(self.peer.into()),
             generation: self.generation,
             addrs: [].into(),
@@ -283,8 +311,8 @@ impl Codec<Id> for CborCodec {
             src: WireId::full(&header.src),
             src_incarnation: header.src_incarnation,
             dst: WireDestination {
-                peer: ByteArray::from(*header.dst.0.peer.public_key()),
-                generation: header.dst.0.generation,
+                peer: ByteArray::from(*header.dst.member().peer.public_key()),
+                generation: header.dst.generation,
             },
             kind,
             probe_number,

@@ -19,6 +19,7 @@ use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     num::{NonZeroU8, NonZeroUsize},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -170,7 +171,9 @@ pub(crate) struct Membership {
     rng: Rng,
     timers: Timers,
     /// Live members other than this node, as told to the caller.
-    members: BTreeMap<PeerId, Member>,
+    members: BTreeMap<PeerId, Arc<Member>>,
+    /// Of [`Self::members`].
+    lives: Fingerprint,
     /// The generation under which this node was introduced last.
     introduced_as: u64,
     /// Whether a member has addressed this node by its present identity.
@@ -224,12 +227,13 @@ impl Membership {
         };
         let foca_rng = Rng::new(seed, "membership/foca").into_inner();
         Self {
-            foca: Foca::new(Id(me), config.clone(), foca_rng, CborCodec),
+            foca: Foca::new(Id::new(me), config.clone(), foca_rng, CborCodec),
             config,
             runtime: AccumulatingRuntime::new(),
             rng: Rng::new(seed, "membership"),
             timers: Timers::default(),
             members: BTreeMap::new(),
+            lives: Fingerprint::default(),
             introduced_as: born_as,
             accepted: true,
             announce_at: None,
@@ -248,17 +252,17 @@ impl Membership {
 
     /// This node, as it introduces itself.
     pub(crate) fn me(&self) -> &Member {
-        &self.foca.identity().0
+        self.foca.identity().member()
     }
 
     /// A live member other than this node.
     pub(crate) fn member(&self, peer: &PeerId) -> Option<&Member> {
-        self.members.get(peer)
+        self.members.get(peer).map(Arc::as_ref)
     }
 
     /// Live members other than this node, by peer ID.
     pub(crate) fn members(&self) -> impl Iterator<Item = &Member> {
-        self.members.values()
+        self.members.values().map(Arc::as_ref)
     }
 
     /// How many live members there are besides this node.
@@ -313,7 +317,7 @@ impl Membership {
             registry_port: 0,
             zone: None,
         };
-        self.announce(target);
+        self.announce(Id::new(target));
         self.flush(now, None);
     }
 
@@ -367,7 +371,7 @@ impl Membership {
         if self.left || generation.is_some_and(|generation| generation < member.generation) {
             return false;
         }
-        let down = foca::Member::new(Id(member.clone()), 0, State::Down);
+        let down = foca::Member::new(Id::from(Arc::clone(member)), 0, State::Down);
         let _ = self.foca.apply_many(std::iter::once(down), true, &mut self.runtime);
         let _ = self.foca.gossip(&mut self.runtime);
         self.flush(now, None);
@@ -401,7 +405,7 @@ impl Membership {
             self.announce_at = None;
             let chosen = self.rng.below(self.members.len());
             if let Some(member) = self.members.values().nth(chosen).cloned() {
-                self.announce(member);
+                self.announce(member.into());
                 if !self.accepted {
                     self.announce_at = Some(now + INTRODUCE_INTERVAL);
                 }
@@ -435,7 +439,7 @@ impl Membership {
             packet.updates.clear();
         }
         let me = self.me().peer;
-        let (src, dst) = (packet.header.src.0.clone(), packet.header.dst.0.clone());
+        let (src, dst) = (Arc::clone(packet.header.src.member()), Arc::clone(packet.header.dst.member()));
         // A peer cannot speak for another, nor this node to itself.
         if src.peer != from || dst.peer != me || from == me {
             return Err(Malformed);
@@ -452,13 +456,13 @@ impl Membership {
         let hearsay_max = self.born_as.saturating_add(HEARSAY_LEAD_MAX);
         let mut changed = packet.had_more;
         packet.updates.retain(|update| {
-            let keeps = update.id().0.generation <= hearsay_max && self.may_be_news(update);
+            let keeps = update.id().member().generation <= hearsay_max && self.may_be_news(update);
             changed |= !keeps;
             keeps
         });
 
         // A later life of this node is known to others: its clock was set back before this one.
-        let records = packet.updates.iter().map(|update| &update.id().0);
+        let records = packet.updates.iter().map(|update| update.id().member());
         let ahead = records.filter(|known| known.peer == me).chain([&dst]);
         if let Some(generation) = ahead.map(|known| known.generation).max()
             && generation > self.me().generation
@@ -470,28 +474,28 @@ impl Membership {
         // foca ignores what is addressed to another life of this node, and the sender would
         // suspect it for that. The announcement tells it who is here.
         if dst.generation != self.me().generation && packet.header.message != Message::Announce {
-            self.correct(now, src);
+            self.correct(now, &src);
             return Ok(());
         }
         // The other way round: the sender must learn that it has to outdo an earlier life.
         // What lives is looked up; only what does not is searched for.
         let is_known = self.members.get(&from).is_some_and(|known| known.generation == src.generation);
-        let mut known = self.foca.iter_membership_state().map(|known| &known.id().0);
-        let is_later = |known: &&Member| known.peer == from && known.generation > src.generation;
+        let mut known = self.foca.iter_membership_state().map(|known| known.id().member());
+        let is_later = |known: &&Arc<Member>| known.peer == from && known.generation > src.generation;
         let later = if is_known { None } else { known.find(is_later).cloned() };
         drop(known);
         if let Some(later) = later {
-            self.correct(now, later);
+            self.correct(now, &later);
             return Ok(());
         }
 
         if self.foca.iter_membership_state().len() + packet.updates.len() >= self.members_max {
             let known: BTreeSet<PeerId> =
-                self.foca.iter_membership_state().map(|known| known.id().0.peer).collect();
+                self.foca.iter_membership_state().map(|known| known.id().member().peer).collect();
             if !known.contains(&from) {
                 return Ok(());
             }
-            packet.updates.retain(|update| known.contains(&update.id().0.peer));
+            packet.updates.retain(|update| known.contains(&update.id().member().peer));
             changed = true;
         }
         let encoded = if changed { Some(packet.encode().map_err(|_| Malformed)?) } else { None };
@@ -506,7 +510,7 @@ impl Membership {
     /// are told many times over, and that a member is alive which has never had to say so is
     /// news once.
     fn may_be_news(&self, update: &foca::Member<Id>) -> bool {
-        let Member { peer, generation, .. } = &update.id().0;
+        let Member { peer, generation, .. } = update.id().member().as_ref();
         let is_plain = update.state() == State::Alive && update.incarnation() == 0;
         let is_known = || self.members.get(peer).is_some_and(|known| known.generation == *generation);
         !(is_plain && is_known())
@@ -514,45 +518,45 @@ impl Membership {
 
     fn become_known_as(&mut self, me: Member) {
         // Fails only for the same identity, at the last generation: nothing to change then.
-        let _ = self.foca.change_identity(Id(me), &mut self.runtime);
+        let _ = self.foca.change_identity(Id::new(me), &mut self.runtime);
     }
 
     /// Tells a peer which life of this node is here, and by which life of its own it is known.
-    fn correct(&mut self, now: Instant, peer: Member) {
+    fn correct(&mut self, now: Instant, peer: &Arc<Member>) {
         self.corrected.retain(|_, at| now.saturating_duration_since(*at) < CORRECT_INTERVAL);
         if self.corrected.len() < CORRECTED_MAX && !self.corrected.contains_key(&peer.peer) {
             self.corrected.insert(peer.peer, now);
-            self.announce(peer);
+            self.announce(Id::from(Arc::clone(peer)));
         }
     }
 
-    fn announce(&mut self, to: Member) {
+    fn announce(&mut self, to: Id) {
         // Can only fail to encode; the next announcement makes up for it.
-        let _ = self.foca.announce(Id(to), &mut self.runtime);
+        let _ = self.foca.announce(to, &mut self.runtime);
     }
 
     /// Brings the mirror of live members up to date with what foca told.
     fn tell_changes(&mut self, now: Instant) {
         while let Some(notification) = self.runtime.to_notify() {
             match notification {
-                OwnedNotification::MemberUp(Id(member)) => {
-                    let event = if self.members.insert(member.peer, member.clone()).is_none() {
-                        Event::Up(member)
-                    } else {
-                        Event::Changed(member)
-                    };
+                OwnedNotification::MemberUp(id) => {
+                    let member = id.member();
+                    let event =
+                        if self.keep(member) { Event::Changed } else { Event::Up }(Member::clone(member));
                     self.events.push_back(event);
                 }
-                OwnedNotification::Rename(_, Id(member)) => {
+                OwnedNotification::Rename(_, id) => {
                     // A member that was down comes up by `MemberUp`.
-                    if let Some(known) = self.members.get_mut(&member.peer) {
-                        known.clone_from(&member);
-                        self.events.push_back(Event::Changed(member));
+                    let member = id.member();
+                    if self.members.contains_key(&member.peer) {
+                        self.keep(member);
+                        self.events.push_back(Event::Changed(Member::clone(member)));
                     }
                 }
-                OwnedNotification::MemberDown(Id(member)) => {
-                    if self.members.remove(&member.peer).is_some() {
-                        self.events.push_back(Event::Down(member.peer));
+                OwnedNotification::MemberDown(id) => {
+                    if let Some(known) = self.members.remove(&id.member().peer) {
+                        self.lives = view::without(self.lives, &known);
+                        self.events.push_back(Event::Down(known.peer));
                     }
                 }
                 OwnedNotification::Active => self.accepted = true,
@@ -564,6 +568,14 @@ impl Membership {
         if !self.left {
             self.view.on_members(now, self.members.len());
         }
+    }
+
+    /// Keeps what is known of a live member; whether it was one already.
+    fn keep(&mut self, member: &Arc<Member>) -> bool {
+        let former = self.members.insert(member.peer, Arc::clone(member));
+        self.lives = former.iter().fold(self.lives, |lives, former| view::without(lives, former));
+        self.lives = view::with(self.lives, member);
+        former.is_some()
     }
 
     /// Turns what foca wants into events and timers; keeps the first packet for `reply_to`.
@@ -589,7 +601,8 @@ impl Membership {
             self.timers.add(due_at.max(now), timer);
         }
         let mut reply = None;
-        while let Some((Id(to), packet)) = self.runtime.to_send() {
+        while let Some((to, packet)) = self.runtime.to_send() {
+            let to = to.member();
             // foca knows earlier lives of this node as members that are down.
             if to.peer == self.me().peer {
                 continue;

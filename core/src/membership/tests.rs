@@ -549,7 +549,7 @@ fn lossy_links_make_no_flapping() {
 }
 
 fn packet(from: Member, to: Member, message: Message<Id>, updates: Vec<foca::Member<Id>>) -> Vec<u8> {
-    let header = foca::Header { src: Id(from), src_incarnation: 0, dst: Id(to), message };
+    let header = foca::Header { src: Id::new(from), src_incarnation: 0, dst: Id::new(to), message };
     Packet { header, updates, had_more: false }.encode().expect("fits")
 }
 
@@ -579,7 +579,7 @@ fn joining_oneself_is_ignored() {
 fn packet_beyond_the_maximum_is_refused() {
     let now = crate::test_time::start();
     let mut node = Membership::new(member(0, 5), 1);
-    let updates = (1..400).map(|i| foca::Member::alive(Id(member(i, 5)))).collect();
+    let updates = (1..400).map(|i| foca::Member::alive(Id::new(member(i, 5)))).collect();
     let bytes = packet(member(1, 5), member(0, 5), Message::Gossip, updates);
     assert!(bytes.len() > PACKET_SIZE_MAX);
     assert_eq!(node.on_message(now, peer(1), &bytes), Err(Malformed));
@@ -655,8 +655,8 @@ fn comparison_that_goes_backwards_is_refused() {
     let now = crate::test_time::start();
     let mut cluster = Cluster::formed(2, 1);
     let mut page = Vec::new();
-    let mut records: Vec<_> = (5..8).map(|i| foca::Member::alive(Id(member(i, GENERATION)))).collect();
-    records.sort_by_key(|record| std::cmp::Reverse(record.id().0.peer));
+    let mut records: Vec<_> = (5..8).map(|i| foca::Member::alive(Id::new(member(i, GENERATION)))).collect();
+    records.sort_by_key(|record| std::cmp::Reverse(record.id().member().peer));
     records.iter().for_each(|record| page.extend(codec::encode_record(record)));
     let backwards = Compared { page, more: true, ..Compared::default() };
     assert_eq!(cluster.node(0).on_compared(now, peer(1), &backwards), Err(Malformed));
@@ -683,7 +683,7 @@ fn invented_members_and_flapping_stay_within_bounds() {
     node.members_max = MAX;
     for batch in 0..(MAX / 150 + 150) {
         let (first, count) = if batch < MAX / 150 { (2 + batch * 150, 150) } else { (500_000 + batch, 1) };
-        let updates = (first..first + count).map(|i| foca::Member::down(Id(member(i, 5)))).collect();
+        let updates = (first..first + count).map(|i| foca::Member::down(Id::new(member(i, 5)))).collect();
         let bytes = packet(member(1, 5), member(0, 5), Message::Gossip, updates);
         node.on_message(now, peer(1), &bytes).expect("is well formed");
         while node.poll_event().is_some() {}
@@ -691,7 +691,7 @@ fn invented_members_and_flapping_stay_within_bounds() {
     let known = node.foca.iter_membership_state().len();
     assert!((MAX - 1..=MAX).contains(&known), "{known}");
     // What is known still changes; who is not known stays out.
-    let updates = [member(2, 6), member(900_000, 6)].map(|m| foca::Member::alive(Id(m))).into();
+    let updates = [member(2, 6), member(900_000, 6)].map(|m| foca::Member::alive(Id::new(m))).into();
     let bytes = packet(member(1, 5), member(0, 5), Message::Gossip, updates);
     node.on_message(now, peer(1), &bytes).expect("is well formed");
     assert!(node.member(&peer(2)).is_some());
@@ -702,7 +702,7 @@ fn invented_members_and_flapping_stay_within_bounds() {
     let newcomer = packet(member(900_002, 5), member(0, 5), Message::Announce, vec![]);
     assert_eq!(node.on_message(now, peer(900_002), &newcomer), Ok(None));
     for generation in 7..300 {
-        let flap = [foca::Member::down(Id(member(2, generation)))].into();
+        let flap = [foca::Member::down(Id::new(member(2, generation)))].into();
         let bytes = packet(member(1, 5), member(0, 5), Message::Gossip, flap);
         node.on_message(now, peer(1), &bytes).expect("is well formed");
     }
@@ -750,7 +750,7 @@ fn generation_that_its_owner_could_not_outdo_is_not_believed() {
     let mut node = Membership::new(member(0, GENERATION), 1);
     let most = GENERATION + HEARSAY_LEAD_MAX;
     let told = [member(2, most + 1), member(3, most), member(4, u64::MAX)];
-    let updates = told.map(|m| foca::Member::alive(Id(m))).into();
+    let updates = told.map(|m| foca::Member::alive(Id::new(m))).into();
     let bytes = packet(member(1, 5), member(0, GENERATION), Message::Gossip, updates);
     node.on_message(now, peer(1), &bytes).expect("is well formed");
     let known: BTreeSet<_> = node.members().map(|known| known.peer).collect();
@@ -862,7 +862,7 @@ fn what_is_unknown_in_a_packet_does_not_spoil_the_rest() {
 
 #[test]
 fn every_message_round_trips() {
-    let other = || Id(member(7, 9));
+    let other = || Id::new(member(7, 9));
     let messages = [
         Message::Ping(1),
         Message::Ack(255),
@@ -878,14 +878,14 @@ fn every_message_round_trips() {
     ];
     for message in messages {
         let states = [State::Alive, State::Suspect, State::Down];
-        let updates: Vec<_> = states.map(|state| foca::Member::new(Id(member(3, 4)), 2, state)).into();
+        let updates: Vec<_> = states.map(|state| foca::Member::new(Id::new(member(3, 4)), 2, state)).into();
         let bytes = packet(member(1, 5), member(0, 5), message.clone(), updates.clone());
         let decoded = Packet::decode(&bytes).expect("is well formed");
         assert_eq!(decoded.header.message, message);
-        assert_eq!(decoded.header.src.0, member(1, 5));
-        assert_eq!(decoded.header.dst, Id(member(0, 5)));
+        assert_eq!(**decoded.header.src.member(), member(1, 5));
+        assert_eq!(decoded.header.dst, Id::new(member(0, 5)));
         assert_eq!(decoded.updates, updates);
-        assert_eq!(decoded.updates[0].id().0, member(3, 4));
+        assert_eq!(**decoded.updates[0].id().member(), member(3, 4));
     }
 }
 
@@ -900,7 +900,7 @@ proptest! {
         let now = crate::test_time::start();
         let mut node = Membership::new(member(0, 5), 1);
         let _ = node.on_message(now, peer(1), &bytes);
-        let updates = vec![foca::Member::alive(Id(member(2, 5))), foca::Member::down(Id(member(0, 9)))];
+        let updates = vec![foca::Member::alive(Id::new(member(2, 5))), foca::Member::down(Id::new(member(0, 9)))];
         let mut near = packet(member(1, 5), member(0, 5), Message::Gossip, updates);
         let position = at.index(near.len());
         near[position] ^= flip;

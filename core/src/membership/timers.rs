@@ -41,8 +41,8 @@ impl Timers {
             Timer::PeriodicAnnounce(_) => Slot::Announce,
             Timer::PeriodicAnnounceDown(_) => Slot::AnnounceDown,
             Timer::PeriodicGossip(_) => Slot::Gossip,
-            Timer::ChangeSuspectToDown { member_id, .. } => Slot::Suspect(member_id.0.peer),
-            Timer::RemoveDown(id) => Slot::Forget(id.0.peer),
+            Timer::ChangeSuspectToDown { member_id, .. } => Slot::Suspect(member_id.member().peer),
+            Timer::RemoveDown(id) => Slot::Forget(id.member().peer),
         };
         if let Some(key) = self.slots.get(&slot) {
             // A suspect that is probed again must not gain time by it.
@@ -104,7 +104,14 @@ mod tests {
 
     fn id() -> Id {
         let peer = PeerId::from_public_key([1; 32]);
-        Id(Member { peer, generation: 1, addrs: [].into(), router_port: 1, registry_port: 1, zone: None })
+        Id::new(Member {
+            peer,
+            generation: 1,
+            addrs: [].into(),
+            router_port: 1,
+            registry_port: 1,
+            zone: None,
+        })
     }
 
     #[test]

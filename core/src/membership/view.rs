@@ -108,7 +108,7 @@ impl Membership {
     }
 
     pub(super) fn ask(&mut self, to: PeerId, after: Option<PeerId>) {
-        let Some(addrs) = self.members.get(&to).map(Member::router_addrs) else { return };
+        let Some(addrs) = self.members.get(&to).map(|member| member.router_addrs()) else { return };
         self.events.push_back(Event::Compare { to, addrs, view: self.fingerprint(), after });
     }
 
@@ -146,10 +146,10 @@ impl Membership {
         if !compared.agrees {
             let records = decode_records(&compared.page).map_err(|_| Malformed)?;
             // In order, so that asking for the rest comes to an end.
-            if !records.is_sorted_by_key(|record| record.id().0.peer) {
+            if !records.is_sorted_by_key(|record| record.id().member().peer) {
                 return Err(Malformed);
             }
-            let last = records.last().map(|record| record.id().0.peer);
+            let last = records.last().map(|record| record.id().member().peer);
             self.take_in(now, records);
             if compared.more
                 && let Some(last) = last
@@ -170,7 +170,7 @@ impl Membership {
         let room = self.members_max.saturating_sub(self.foca.iter_membership_state().len());
         // Who is known is left to gossip, which has the later news.
         records.retain(|record| {
-            let Member { peer, generation, .. } = &record.id().0;
+            let Member { peer, generation, .. } = record.id().member().as_ref();
             let is_news = self.members.get(peer).is_none_or(|known| known.generation < *generation);
             is_news && *generation <= hearsay_max && *peer != self.me().peer && record.state() == State::Alive
         });
@@ -188,9 +188,9 @@ impl Membership {
     /// more.
     fn page(&self, asker: PeerId, after: Option<PeerId>) -> (Vec<u8>, bool) {
         let is_wanted = |peer: &PeerId| Some(*peer) > after && *peer != asker;
-        let live = self.foca.iter_members().filter(|member| is_wanted(&member.id().0.peer));
+        let live = self.foca.iter_members().filter(|member| is_wanted(&member.id().member().peer));
         let mut live: Vec<_> = live.collect();
-        live.sort_unstable_by_key(|member| member.id().0.peer);
+        live.sort_unstable_by_key(|member| member.id().member().peer);
         let mut page = Vec::with_capacity(PAGE_SIZE_MAX.min(live.len() * 128));
         for member in live {
             let record = encode_record(member);
@@ -205,12 +205,19 @@ impl Membership {
     /// Live members, this node among them: how many, and which lives of whom. Two views that
     /// differ have, but for chance, different ones.
     fn fingerprint(&self) -> Fingerprint {
-        let all = self.members.values().chain([self.me()]);
-        all.fold(Fingerprint::default(), |view, member| Fingerprint {
-            count: view.count + 1,
-            xor: view.xor ^ mixed(member),
-        })
+        debug_assert_eq!(self.lives, self.members().fold(Fingerprint::default(), with));
+        with(self.lives, self.me())
     }
+}
+
+/// The fingerprint with one life more.
+pub(super) fn with(lives: Fingerprint, member: &Member) -> Fingerprint {
+    Fingerprint { count: lives.count + 1, xor: lives.xor ^ mixed(member) }
+}
+
+/// The fingerprint with one life less.
+pub(super) fn without(lives: Fingerprint, member: &Member) -> Fingerprint {
+    Fingerprint { count: lives.count - 1, xor: lives.xor ^ mixed(member) }
 }
 
 /// A number for one life of one peer. Public keys are uniform; multiplying makes each generation

@@ -35,9 +35,9 @@ fn main() -> ExitCode {
     let nodes = |text: &String| text.parse::<usize>().ok().filter(|nodes| *nodes >= 20);
     match args.as_slice() {
         [only, text] if only == "--only" => nodes(text).map_or_else(usage, |nodes| one(nodes, QUARTERS)),
-        [only, text, quarters] if only == "--only" => {
-            nodes(text).zip(quarters.parse().ok()).map_or_else(usage, |(nodes, quarters)| one(nodes, quarters))
-        }
+        [only, text, quarters] if only == "--only" => nodes(text)
+            .zip(quarters.parse().ok())
+            .map_or_else(usage, |(nodes, quarters)| one(nodes, quarters)),
         [text] => nodes(text).map_or_else(usage, compare),
         _ => usage(),
     }

@@ -39,8 +39,10 @@ pub(super) fn announcement(message: &[u8]) -> Option<Announce> {
 /// What one node has told owners.
 #[derive(Debug, Default)]
 pub(super) struct Announced {
-    /// The owners that were told of each key and not told otherwise since.
-    told: BTreeMap<Key, BTreeSet<PeerId>>,
+    /// The keys that each owner was told of and not told otherwise since.
+    by_owner: BTreeMap<PeerId, BTreeSet<Key>>,
+    /// How many owners that is for each key.
+    told: BTreeMap<Key, usize>,
     /// Keys among these that its containerd does not have, and since when.
     unfounded: BTreeMap<Key, Duration>,
     /// What its containerd has, when it was looked at last.
@@ -54,15 +56,14 @@ impl Announced {
             self.forget(&owner);
         }
         for key in &announce.remove {
-            if let Some(owners) = self.told.get_mut(key)
-                && owners.remove(&owner)
-                && owners.is_empty()
-            {
-                self.told.remove(key);
+            if self.by_owner.get_mut(&owner).is_some_and(|keys| keys.remove(key)) {
+                self.untell(key);
             }
         }
         for key in &announce.add {
-            self.told.entry(*key).or_default().insert(owner);
+            if self.by_owner.entry(owner).or_default().insert(*key) {
+                *self.told.entry(*key).or_default() += 1;
+            }
         }
         if announce.add.iter().any(|key| !self.has.contains(key)) || !self.unfounded.is_empty() {
             self.compare(at, containerd);
@@ -71,10 +72,18 @@ impl Announced {
 
     /// The node takes an owner for dead: whatever it was told is forgotten with it.
     pub(super) fn forget(&mut self, owner: &PeerId) {
-        self.told.retain(|_, owners| {
-            owners.remove(owner);
-            !owners.is_empty()
-        });
+        for key in self.by_owner.remove(owner).unwrap_or_default() {
+            self.untell(&key);
+        }
+    }
+
+    fn untell(&mut self, key: &Key) {
+        if let Some(owners) = self.told.get_mut(key) {
+            *owners -= 1;
+            if *owners == 0 {
+                self.told.remove(key);
+            }
+        }
     }
 
     /// Looks which of what was told is not there.

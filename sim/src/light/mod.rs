@@ -296,9 +296,8 @@ impl<'a> World<'a> {
 
     /// How long a message travels this time.
     fn latency(&mut self) -> Duration {
-        let least = self.plan.lookahead.max(Duration::from_micros(LATENCY_MIN_US));
-        let most = least.max(Duration::from_micros(LATENCY_MAX_US));
-        self.rng.random_range(least..=most)
+        let least = LATENCY_MIN_US.max(self.plan.lookahead.as_micros() as u64);
+        Duration::from_micros(self.rng.random_range(least..LATENCY_MAX_US.max(least + 1)))
     }
 
     fn index_of(&self, name: &str) -> Index {

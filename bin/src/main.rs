@@ -4,16 +4,27 @@ mod cli;
 mod go_duration;
 mod registry;
 
-use std::{error::Error, future::Future, io::Write as _, path::Path, process::ExitCode};
+use std::{error::Error, future::Future, io::Write as _, num::NonZero, path::Path, process::ExitCode};
 
 use spegel_io::{
     cleanup,
     hosts_toml::{self, BASIC_AUTH_DIR, BasicAuth, HostsTomlSettings},
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    runtime::{Builder, Runtime},
+    signal::unix::{SignalKind, signal},
+};
 use tracing::{error, info, level_filters::LevelFilter};
 
 use crate::cli::{Command, Exit, LogLevel, VersionFormat};
+
+/// Most threads that serve. The kernel moves the bytes, so that each does gigabytes a second: more only
+/// cost memory, on nodes with very many cores. Fewer and parsing and checking get in each other's way.
+const WORKERS_MAX: usize = 4;
+
+/// Most threads that wait for the disk or for DNS at once. Fewer and one slow disk read delays others; each
+/// has a stack.
+const BLOCKING_THREADS_MAX: usize = 32;
 
 fn main() -> ExitCode {
     let cli = match cli::parse(std::env::args_os()) {
@@ -24,7 +35,7 @@ fn main() -> ExitCode {
     let runs = match &cli.command {
         Command::Version(version) => return print(&version_text(version.format)),
         Command::Registry(_) | Command::Configuration(_) | Command::Cleanup(_) | Command::CleanupWait(_) => {
-            tokio::runtime::Builder::new_multi_thread().enable_all().build()
+            runtime()
         }
     };
     let runtime = match runs {
@@ -42,6 +53,15 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn runtime() -> std::io::Result<Runtime> {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    Builder::new_multi_thread()
+        .worker_threads(cores.min(WORKERS_MAX))
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .enable_all()
+        .build()
 }
 
 async fn run(command: Command) -> Result<(), Box<dyn Error>> {

@@ -79,6 +79,8 @@ pub(crate) fn measure(holder: &Node, mirror: &Node, image: &Image, table: &mut T
         thread::sleep(PAUSE);
         forget_peak(pid)?;
         let most = slowly(&target, mirror, pid)?;
+        let cut = node.metric("spegel_pull_truncations_total", "")?;
+        table.add(&format!("{SLOW} slow clients, {what}, cut off"), "", Goal::at_most(0.0), vec![cut]);
         let name = format!("memory, {SLOW} slow clients, {what}");
         table.add(&name, "MB", Goal::at_most(60.0), vec![peak_mb(pid)?]);
         table.add(

@@ -60,7 +60,8 @@ const LINGER_BYTES_MAX: u64 = 1024 * 1024;
 const WRITE_STALL_MAX: Duration = Duration::from_secs(120);
 
 /// Serves `router` on `listener` until `shutdown`; then lets running requests end for up to
-/// `drain_max`, and ends those that still run by FIN, within two seconds. Bodies that `kernel` can move are left to it.
+/// `drain_max`, and ends those that still run by FIN, within two seconds. Bodies that `kernel` can
+/// move are left to it.
 pub async fn serve<L: Listener>(
     mut listener: L,
     router: Router,

@@ -71,27 +71,38 @@ impl From<decode::Error> for MessageError {
     }
 }
 
-/// How many things a set has, keys or members, and their exclusive or: two sets that differ have, but for chance,
-/// different fingerprints, and one key is added or removed without looking at the others.
+/// How many things a set has, keys or members, and their exclusive or: two sets that differ have,
+/// but for chance, different fingerprints, and one thing is added or removed without looking at
+/// the others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fingerprint {
-    /// Keys in the set.
+    /// Things in the set.
     pub count: u64,
-    /// Exclusive or of the first 16 bytes of each key.
+    /// Exclusive or of one uniform number of each: of a key, its first 16 bytes.
     pub xor: u128,
 }
 
 impl Fingerprint {
     /// Takes in a key that was not in the set.
     pub fn add(&mut self, key: &Key) {
-        self.count = self.count.saturating_add(1);
-        self.xor ^= half(key);
+        self.put(half(key));
     }
 
     /// Takes out a key that was in the set.
     pub fn remove(&mut self, key: &Key) {
+        self.take(half(key));
+    }
+
+    /// Takes in what has this number.
+    pub(crate) const fn put(&mut self, number: u128) {
+        self.count = self.count.saturating_add(1);
+        self.xor ^= number;
+    }
+
+    /// Takes out what has this number.
+    pub(crate) const fn take(&mut self, number: u128) {
         self.count = self.count.saturating_sub(1);
-        self.xor ^= half(key);
+        self.xor ^= number;
     }
 }
 

@@ -555,7 +555,7 @@ impl Membership {
                 }
                 OwnedNotification::MemberDown(id) => {
                     if let Some(known) = self.members.remove(&id.member().peer) {
-                        self.lives = view::without(self.lives, &known);
+                        self.lives.take(view::mixed(&known));
                         self.events.push_back(Event::Down(known.peer));
                     }
                 }
@@ -573,8 +573,10 @@ impl Membership {
     /// Keeps what is known of a live member; whether it was one already.
     fn keep(&mut self, member: &Arc<Member>) -> bool {
         let former = self.members.insert(member.peer, Arc::clone(member));
-        self.lives = former.iter().fold(self.lives, |lives, former| view::without(lives, former));
-        self.lives = view::with(self.lives, member);
+        if let Some(former) = &former {
+            self.lives.take(view::mixed(former));
+        }
+        self.lives.put(view::mixed(member));
         former.is_some()
     }
 

@@ -205,24 +205,15 @@ impl Membership {
     /// Live members, this node among them: how many, and which lives of whom. Two views that
     /// differ have, but for chance, different ones.
     fn fingerprint(&self) -> Fingerprint {
-        debug_assert_eq!(self.lives, self.members().fold(Fingerprint::default(), with));
-        with(self.lives, self.me())
+        let mut lives = self.lives;
+        lives.put(mixed(self.me()));
+        lives
     }
-}
-
-/// The fingerprint with one life more.
-pub(super) fn with(lives: Fingerprint, member: &Member) -> Fingerprint {
-    Fingerprint { count: lives.count + 1, xor: lives.xor ^ mixed(member) }
-}
-
-/// The fingerprint with one life less.
-pub(super) fn without(lives: Fingerprint, member: &Member) -> Fingerprint {
-    Fingerprint { count: lives.count - 1, xor: lives.xor ^ mixed(member) }
 }
 
 /// A number for one life of one peer. Public keys are uniform; multiplying makes each generation
 /// change it everywhere, so that exchanged generations of two peers do not cancel each other.
-fn mixed(member: &Member) -> u128 {
+pub(super) fn mixed(member: &Member) -> u128 {
     let mut key = [0; 16];
     key.copy_from_slice(&member.peer.public_key()[..16]);
     let mixed = (u128::from_be_bytes(key) ^ u128::from(member.generation))

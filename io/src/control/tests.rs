@@ -367,27 +367,3 @@ async fn orders_of_other_adapters_are_handed_back() {
     let a = Node::start().await;
     assert_eq!(a.handle.perform(Output::ShutdownComplete), Some(Output::ShutdownComplete));
 }
-
-/// `cargo test --release -p spegel-io -- --ignored --nocapture round_trip`
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a measurement, not a test"]
-async fn round_trip_time() {
-    let (mut a, mut b) = (Node::start().await, Node::start().await);
-    a.exchange_with(&mut b, 0).await;
-    let (to, addr) = (b.peer, b.addr);
-    let echo = tokio::spawn(async move {
-        loop {
-            b.echo().await;
-        }
-    });
-    let mut times = Vec::new();
-    for exchange in 1..=2000 {
-        let begin = clock::now();
-        a.send(to, &[addr], exchange, &[7; 200], SECOND);
-        assert!(matches!(a.next().await, Input::ReplyReceived { .. }));
-        times.push(clock::now() - begin);
-    }
-    times.sort();
-    println!("round trip: median {:?}, p99 {:?}, worst {:?}", times[1000], times[1980], times[1999]);
-    echo.abort();
-}

@@ -105,25 +105,6 @@ impl World<'_> {
         lateness.into_iter().map(|late| late + self.latency()).collect()
     }
 
-    pub(super) fn arrive_request(
-        &mut self,
-        from: Index,
-        life: u64,
-        to: Index,
-        exchange: ExchangeId,
-        message: Vec<u8>,
-    ) {
-        match self.reach(from, to) {
-            Reach::Open => {
-                let sender = self.machines[from].peer;
-                self.deliver(to, Arrival::Request { from, life, sender, exchange, message });
-            }
-            Reach::Refused => self.fail_send(from, life, exchange, "connection refused"),
-            Reach::Silent => {}
-            Reach::Later(at) => self.at(at, Event::Request { from, life, to, exchange, message }),
-        }
-    }
-
     pub(super) fn reply(&mut self, node: Index, exchange: ExchangeId, message: Vec<u8>) {
         if let Some(meter) = &mut self.meter {
             meter.sent(node, message.len());
@@ -148,24 +129,54 @@ impl World<'_> {
         }
     }
 
-    pub(super) fn arrive_reply(
-        &mut self,
-        from: Index,
-        to: Index,
-        life: u64,
-        exchange: ExchangeId,
-        message: Vec<u8>,
-    ) {
-        if self.machines[to].life != life || matches!(self.reach(from, to), Reach::Silent) {
-            return;
+    /// What comes of an event for one process, and for which.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "all others are not for one process alone")]
+    pub(super) fn arrival(&mut self, event: Event) -> Option<(Index, Arrival)> {
+        match event {
+            Event::Input { node, life, input } => {
+                (self.machines[node].life == life).then_some((node, Arrival::Input(input)))
+            }
+            Event::Request { from, life, to, exchange, message } => match self.reach(from, to) {
+                Reach::Open => {
+                    let sender = self.machines[from].peer;
+                    Some((to, Arrival::Request { from, life, sender, exchange, message }))
+                }
+                Reach::Refused => self.failure(from, life, exchange, "connection refused"),
+                Reach::Silent => None,
+                Reach::Later(at) => {
+                    self.at(at, Event::Request { from, life, to, exchange, message });
+                    None
+                }
+            },
+            Event::Reply { from, to, life, exchange, message } => {
+                if self.machines[to].life != life || matches!(self.reach(from, to), Reach::Silent) {
+                    return None;
+                }
+                if exchange.0 & UNKNOWN_EXCHANGES != 0 {
+                    self.judge_unsupported(from, &message);
+                    return None;
+                }
+                Some((to, Arrival::Reply { exchange, message }))
+            }
+            Event::SendTimeout { node, life, exchange } => self.failure(node, life, exchange, "timed out"),
+            _ => unreachable!("it is for one process"),
         }
-        if exchange.0 & UNKNOWN_EXCHANGES != 0 {
-            return self.judge_unsupported(from, &message);
-        }
-        self.deliver(to, Arrival::Reply { exchange, message });
     }
 
-    fn deliver(&mut self, to: Index, arrival: Arrival) {
+    /// There will be no reply, if one is still waited for.
+    fn failure(
+        &self,
+        node: Index,
+        life: u64,
+        exchange: ExchangeId,
+        cause: &'static str,
+    ) -> Option<(Index, Arrival)> {
+        let machine = &self.machines[node];
+        let process = machine.process.as_ref().filter(|_| machine.life == life)?;
+        process.waiting.contains(&exchange).then_some((node, Arrival::Failure { exchange, cause }))
+    }
+
+    pub(super) fn deliver(&mut self, to: Index, arrival: Arrival) {
         let process = self.machines[to].process.as_mut();
         if let Some(input) = process.and_then(|process| process.receive(arrival)) {
             self.handle(to, input);
@@ -182,12 +193,6 @@ impl World<'_> {
                 let name = &self.machines[from].name;
                 self.watch.broken(format!("{name} answers a request of tomorrow by {other:?}"));
             }
-        }
-    }
-
-    pub(super) fn fail_send(&mut self, node: Index, life: u64, exchange: ExchangeId, cause: &'static str) {
-        if self.machines[node].life == life {
-            self.deliver(node, Arrival::Failure { exchange, cause });
         }
     }
 }

@@ -96,6 +96,16 @@ pub(super) enum Event {
     },
 }
 
+impl Event {
+    /// Whether it is for one process, which can handle it without regard to anything else.
+    pub(super) const fn is_for_one(&self) -> bool {
+        matches!(
+            self,
+            Self::Input { .. } | Self::Request { .. } | Self::Reply { .. } | Self::SendTimeout { .. }
+        )
+    }
+}
+
 /// Events in order of time, those of one moment in the order in which they were planned.
 ///
 /// The heap holds small entries of equal size; the events themselves stay where they are.

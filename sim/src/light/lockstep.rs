@@ -22,7 +22,7 @@ use std::{
 use spegel_core::Output;
 
 use super::{
-    EVENTS_PER_MOMENT_MAX, Fault, Index, Reach, Scenario, World,
+    EVENTS_PER_MOMENT_MAX, Fault, Index, Scenario, World,
     event::Event,
     machine::{Arrival, Process},
 };
@@ -287,13 +287,16 @@ impl World<'_> {
             let event_at = self.events.next_at().filter(|at| *at < until);
             let wake_at = self.wakes.next_at().filter(|at| *at < until);
             if let Some(at) = event_at.filter(|at| wake_at.is_none_or(|wake_at| *at <= wake_at)) {
-                if !self.events.peek().is_some_and(is_for_one) {
+                if !self.events.peek().is_some_and(Event::is_for_one) {
                     return at;
                 }
                 self.now = at;
                 let planned = self.events.next_planned();
                 let arrival = self.events.pop().and_then(|event| self.arrival(event));
                 if let Some((node, arrival)) = arrival {
+                    if let Arrival::Input(input) = &arrival {
+                        self.watch.input(at, &self.machines[node].name, input);
+                    }
                     let job = self.job(node, jobs, job_of);
                     jobs[job].arrivals.push_back((at, planned, arrival));
                 }
@@ -313,41 +316,6 @@ impl World<'_> {
             jobs.push(Job::new(node, self.base, self.wakes.take(node)));
             jobs.len() - 1
         })
-    }
-
-    /// What comes of an event for a process, and for which.
-    #[expect(clippy::wildcard_enum_match_arm, reason = "all others are not for one process alone")]
-    fn arrival(&mut self, event: Event) -> Option<(Index, Arrival)> {
-        match event {
-            Event::Input { node, life, input } => {
-                if self.machines[node].life != life {
-                    return None;
-                }
-                self.watch.input(self.now, &self.machines[node].name, &input);
-                Some((node, Arrival::Input(input)))
-            }
-            Event::Request { from, life, to, exchange, message } => match self.reach(from, to) {
-                Reach::Open => {
-                    let sender = self.machines[from].peer;
-                    Some((to, Arrival::Request { from, life, sender, exchange, message }))
-                }
-                Reach::Refused if self.machines[from].life == life => {
-                    Some((from, Arrival::Failure { exchange, cause: "connection refused" }))
-                }
-                Reach::Refused | Reach::Silent | Reach::Later(_) => None,
-            },
-            Event::Reply { from, to, life, exchange, message } => {
-                let arrives =
-                    self.machines[to].life == life && !matches!(self.reach(from, to), Reach::Silent);
-                arrives.then_some((to, Arrival::Reply { exchange, message }))
-            }
-            Event::SendTimeout { node, life, exchange } => {
-                let is_waited_for = self.machines[node].life == life
-                    && self.machines[node].process.as_ref().is_some_and(|it| it.waiting.contains(&exchange));
-                is_waited_for.then_some((node, Arrival::Failure { exchange, cause: "timed out" }))
-            }
-            _ => unreachable!("it is for one process"),
-        }
     }
 
     /// Does what the processes want done, in the order of time.
@@ -373,12 +341,4 @@ impl World<'_> {
         }
         ControlFlow::Continue(())
     }
-}
-
-/// Whether an event is for one process, which can handle it without regard to anything else.
-const fn is_for_one(event: &Event) -> bool {
-    matches!(
-        event,
-        Event::Input { .. } | Event::Request { .. } | Event::Reply { .. } | Event::SendTimeout { .. }
-    )
 }

@@ -323,9 +323,9 @@ impl<'a> World<'a> {
             Event::Thaw { node } => self.wake(node),
             Event::Report => self.report(),
             Event::Sample => self.meter.as_mut().expect("samples are planned for a meter").sample(),
-            Event::Input { node, life, input } => {
-                if self.machines[node].life == life {
-                    self.handle(node, input);
+            Event::Input { .. } | Event::Request { .. } | Event::Reply { .. } | Event::SendTimeout { .. } => {
+                if let Some((node, arrival)) = self.arrival(event) {
+                    self.deliver(node, arrival);
                 }
             }
             Event::Containerd { node, life, order } => {
@@ -342,13 +342,6 @@ impl<'a> World<'a> {
             Event::Dial { node, life, addr, expected, target } => {
                 self.arrive_dial(node, life, addr, expected, target);
             }
-            Event::Request { from, life, to, exchange, message } => {
-                self.arrive_request(from, life, to, exchange, message);
-            }
-            Event::Reply { from, to, life, exchange, message } => {
-                self.arrive_reply(from, to, life, exchange, message);
-            }
-            Event::SendTimeout { node, life, exchange } => self.fail_send(node, life, exchange, "timed out"),
             Event::Ask { node, life, pull, attempt, holder, skip, check_bytes_max } => {
                 self.arrive_ask(node, life, pull, attempt, holder, skip, check_bytes_max);
             }

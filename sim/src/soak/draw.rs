@@ -317,7 +317,10 @@ impl Dice {
         for trouble in &plan.troubles {
             let Some(victim) = trouble.fault.silences() else { continue };
             let held: Vec<_> = plan.preloads.iter().filter(|preload| preload.node == victim).collect();
-            for _ in 0..if held.is_empty() { 0 } else { AMBUSHES } {
+            if held.is_empty() {
+                continue;
+            }
+            for _ in 0..AMBUSHES {
                 let image = held[self.below(held.len())].image.clone();
                 let at = self.moment(trouble.at.saturating_sub(AMBUSH_BEFORE), trouble.at);
                 plan.pulls.push(PlannedPull { at, node: self.node(plan), image });

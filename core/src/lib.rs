@@ -31,6 +31,7 @@ mod report;
 mod rng;
 #[cfg(test)]
 mod test_time;
+mod trust;
 
 pub mod oci;
 
@@ -51,6 +52,10 @@ pub use crate::{
     peer::{Member, PeerId, PeerIdError, Zone},
     range::{ByteRange, ContentRange, RangeError, Unsatisfiable},
     report::Report,
+    trust::{
+        CLIENT_USERNAME, ClusterSecrets, NodeRequest, SECRET_FILE_BYTES_MAX, SECRET_REREAD_INTERVAL,
+        SIGNATURE_LIFETIME, SecretError, SignedRequest, Stranger, VerifiedRequest,
+    },
 };
 
 use std::fmt;

@@ -138,6 +138,11 @@ pub(crate) struct Registry {
     )]
     pub(crate) debug_web_enabled: bool,
 
+    /// File with the secret that only the nodes of the cluster have, one or two lines; anybody may join if
+    /// empty.
+    #[arg(long, env = "CLUSTER_SECRET_FILE", default_value = "")]
+    pub(crate) cluster_secret_file: String,
+
     /// Zone of this node; content is fetched from the same zone first.
     #[arg(long, env = "ZONE", default_value = "")]
     pub(crate) zone: String,
@@ -163,6 +168,11 @@ pub(crate) struct Configuration {
         num_args = 0..=1, require_equals = true, default_missing_value = "true"
     )]
     pub(crate) resolve_tags: bool,
+
+    /// The mirror's --cluster-secret-file; containerd is given credentials made of it, unless there are
+    /// others.
+    #[arg(long, env = "CLUSTER_SECRET_FILE", default_value = "")]
+    pub(crate) cluster_secret_file: String,
 
     /// Whether to keep existing mirrors after this one.
     #[arg(

@@ -9,6 +9,7 @@ use std::{error::Error, future::Future, io::Write as _, num::NonZero, path::Path
 use spegel_io::{
     cleanup,
     hosts_toml::{self, BASIC_AUTH_DIR, BasicAuth, HostsTomlSettings},
+    trust,
 };
 use tokio::{
     runtime::{Builder, Runtime},
@@ -74,7 +75,7 @@ async fn run(command: Command) -> Result<(), Box<dyn Error>> {
                 mirror_targets: flags.mirror_targets,
                 resolve_tags: flags.resolve_tags,
                 prepend_existing: flags.prepend_existing,
-                auth: BasicAuth::read(Path::new(BASIC_AUTH_DIR))?,
+                auth: auth_of_client(&flags.cluster_secret_file)?,
             };
             hosts_toml::configure(&settings)?;
             info!(path = %settings.config_path.display(), "containerd asks the mirror first");
@@ -92,6 +93,16 @@ async fn run(command: Command) -> Result<(), Box<dyn Error>> {
         }
         Command::Version(_) => unreachable!("printed before the runtime was started"),
     }
+}
+
+/// What containerd is to show: what the operator chose, or else something made of the secret.
+fn auth_of_client(cluster_secret_file: &str) -> Result<Option<BasicAuth>, Box<dyn Error>> {
+    let secrets = match cluster_secret_file {
+        "" => None,
+        path => Some(trust::read(Path::new(path))?),
+    };
+    let chosen = BasicAuth::read(Path::new(BASIC_AUTH_DIR))?;
+    Ok(chosen.or_else(|| secrets.as_ref().and_then(BasicAuth::of_cluster)))
 }
 
 /// Completes when the process is told to end.

@@ -20,6 +20,7 @@ use spegel_io::{
     registry::{self, Serving},
     resolve::{Resolver, ResolverSettings, id_router},
     shell,
+    trust::{self, Refusals, Trust},
     zero_copy::Kernel,
 };
 use tokio::{
@@ -61,6 +62,10 @@ pub(crate) async fn run(flags: Registry, terminated: impl Future<Output = ()>) -
     containerd.check_content_path()?;
     let basic_auth = BasicAuth::read(Path::new(BASIC_AUTH_DIR))?;
     let credentials = basic_auth.map(|auth| Credentials::new(&auth.username, &auth.password));
+    let secrets = match flags.cluster_secret_file.as_str() {
+        "" => None,
+        path => Some(trust::watch(Path::new(path))?),
+    };
     let identity = Identity::load(Path::new(&flags.data_dir))?;
 
     let registry_listeners = bind("--registry-addr", &flags.registry_addr.0)?;
@@ -74,12 +79,19 @@ pub(crate) async fn run(flags: Registry, terminated: impl Future<Output = ()>) -
     };
 
     let (inputs, from_adapters) = mpsc::channel(shell::INPUTS_MAX);
-    let settings = ControlSettings { keypair: identity.keypair, listen: flags.router_addr.0 };
-    let control = control::spawn(settings, inputs.clone())?;
     let metrics = Metrics::of_process();
+    let refusals = Refusals::new(metrics.clone());
+    let settings = ControlSettings {
+        keypair: identity.keypair,
+        listen: flags.router_addr.0,
+        secrets: secrets.clone(),
+        refusals: refusals.clone(),
+    };
+    let control = control::spawn(settings, inputs.clone())?;
+    let trust = Trust::new(identity.peer, credentials, secrets, refusals);
     let serving = Serving::default();
     let store = ContentDir::new(&containerd.content_path);
-    let pulls = Pulls::new(TcpDialer, inputs.clone(), credentials.clone(), metrics.clone());
+    let pulls = Pulls::new(TcpDialer, inputs.clone(), trust.clone(), metrics.clone());
     let (ready, is_ready) = watch::channel(false);
     let (farewell, mut farewell_said) = watch::channel(false);
     let (reports, report_requests) = shell::reports();
@@ -116,7 +128,7 @@ pub(crate) async fn run(flags: Registry, terminated: impl Future<Output = ()>) -
         store,
         pulls,
         filters,
-        credentials,
+        trust,
         ready: is_ready,
         inputs: inputs.clone(),
         metrics: metrics.clone(),
@@ -194,7 +206,7 @@ mod tests {
         let store = dir.path().display().to_string();
         let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
         let taken = taken.local_addr().expect("it is bound").to_string();
-        let cases: [(&[&str], &[&str]); 9] = [
+        let cases: [(&[&str], &[&str]); 11] = [
             (&[], &[]),
             (&["--bootstrap-kind=dns"], &[]),
             (&["--bootstrap-kind=http", "--http-bootstrap-url=10.0.0.1/id"], &[]),
@@ -203,6 +215,8 @@ mod tests {
             (&STATIC, &["--registry-filters", "ok", "("]),
             (&STATIC, &["--containerd-content-path=/nowhere"]),
             (&STATIC, &["--containerd-content-path=/"]),
+            (&STATIC, &["--containerd-content-path=STORE", "--cluster-secret-file=/nowhere"]),
+            (&STATIC, &["--containerd-content-path=STORE", "--cluster-secret-file=/dev/null"]),
             (&STATIC, &["--containerd-content-path=STORE", "--data-dir=/dev/null"]),
         ];
         let mut errors = Vec::new();

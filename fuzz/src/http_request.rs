@@ -13,6 +13,7 @@ use spegel_io::{
     mirror::Pulls,
     net::TcpDialer,
     registry::{self, Registry, Serving},
+    trust::Trust,
     zero_copy::Kernel,
 };
 use tempfile::TempDir;
@@ -126,14 +127,14 @@ fn start() -> Server {
         serving.perform(&Output::ServeContent { digest, size: size as u64 });
         (digest, bytes)
     });
-    let pulls = Pulls::new(TcpDialer, inputs.clone(), None, metrics.clone());
+    let pulls = Pulls::new(TcpDialer, inputs.clone(), Trust::default(), metrics.clone());
     let ready = watch::channel(true).1;
     let registry = Registry {
         serving,
         store: ContentDir::new(dir.path()),
         pulls: pulls.clone(),
         filters: Filters::default(),
-        credentials: None,
+        trust: Trust::default(),
         ready,
         inputs,
         metrics,

@@ -20,6 +20,7 @@ pub mod ports;
 pub mod registry;
 pub mod resolve;
 pub mod shell;
+pub mod trust;
 pub mod zero_copy;
 
 #[cfg(test)]

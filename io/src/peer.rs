@@ -14,7 +14,7 @@ use std::{
 };
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http::{HeaderName, HeaderValue, Response, StatusCode, response, uri::PathAndQuery};
+use http::{HeaderName, HeaderValue, Method, Response, StatusCode, response, uri::PathAndQuery};
 use httparse::{EMPTY_HEADER, ParserConfig, Status};
 use rustix::io::ioctl_fionread;
 use spegel_core::{ByteRange, FetchError};
@@ -25,8 +25,9 @@ use tokio::{
 use tokio_util::io::poll_read_buf;
 
 use crate::{
-    distribution::{Credentials, MIRRORED_HEADER},
+    distribution::MIRRORED_HEADER,
     net::{Dialer, Stream},
+    trust::Shown,
 };
 
 /// Largest head of an answer, with those of interim answers before it. Those of nodes, here and in
@@ -55,11 +56,11 @@ const ACCEPTED: [&str; 4] = [
 /// What to ask a node for.
 #[derive(Clone, Debug)]
 pub(crate) struct PeerRequest {
-    /// HEAD instead of GET.
-    pub(crate) head: bool,
+    /// GET or HEAD.
+    pub(crate) method: Method,
     pub(crate) path_and_query: String,
     pub(crate) range: Option<ByteRange>,
-    pub(crate) credentials: Option<Credentials>,
+    pub(crate) shown: Shown,
 }
 
 /// A node's answer.
@@ -141,7 +142,7 @@ impl<S: Stream> PeerBody<S> {
 }
 
 fn message(addr: SocketAddr, request: &PeerRequest) -> Result<String, FetchError> {
-    let method = if request.head { "HEAD" } else { "GET" };
+    let method = &request.method;
     // Made of parts that were parsed, so that it is well formed; but nothing that ends the line may
     // ever be in it.
     let target: PathAndQuery = request.path_and_query.parse().map_err(|_| FetchError::Malformed)?;
@@ -154,8 +155,8 @@ fn message(addr: SocketAddr, request: &PeerRequest) -> Result<String, FetchError
     if let Some(range) = request.range {
         add(&mut text, "range", &range.to_string());
     }
-    if let Some(credentials) = &request.credentials {
-        add(&mut text, "authorization", credentials.header().to_str().unwrap_or_default());
+    for (name, value) in request.shown.headers() {
+        add(&mut text, name, value);
     }
     Ok(text + "\r\n")
 }

@@ -19,6 +19,7 @@ use spegel_io::{
     net::{Dialer, Listener},
     registry::{self, Registry, Serving},
     shell,
+    trust::Trust,
     zero_copy::Kernel,
 };
 use tokio::{
@@ -202,7 +203,7 @@ impl NodeParts {
         self.trace.name(peer, &self.name);
         lock(&self.watch).started(elapsed(), &self.name, peer, &self.containerd);
         let (metrics, serving) = (Metrics::new(), Serving::default());
-        let pulls = Pulls::new(SimulatedDialer, inputs.clone(), None, metrics.clone());
+        let pulls = Pulls::new(SimulatedDialer, inputs.clone(), Trust::default(), metrics.clone());
         let control = Control::new(peer, ip, self.dns.clone(), self.wire.clone(), inputs.clone());
         let (reports, report_requests) = shell::reports();
         *lock(&self.running) = Some(Running { reports, inputs: inputs.clone() });
@@ -230,7 +231,7 @@ impl NodeParts {
             store: self.containerd.clone(),
             pulls,
             filters: Filters::default(),
-            credentials: None,
+            trust: Trust::default(),
             ready: self.ready.subscribe(),
             inputs: inputs.clone(),
             metrics,

@@ -1,5 +1,5 @@
-//! Carries control messages between mirror nodes over libp2p: TCP, Noise, Yamux, identify, and one
-//! request-response protocol. Decides nothing: whom to dial, what to say and how long to wait are
+//! Carries control messages between mirror nodes over libp2p: TCP, a pre-shared key if there is a
+//! cluster secret, Noise, Yamux, identify, and one request-response protocol. Decides nothing: whom to dial, what to say and how long to wait are
 //! orders of the core ([`Output::Dial`], [`Output::Send`], [`Output::Reply`],
 //! [`Output::Disconnect`]), and what comes of them goes back as inputs. The shell calls it.
 //!
@@ -11,6 +11,7 @@
 
 mod addr;
 mod codec;
+mod private;
 #[cfg(test)]
 mod tests;
 mod transport;
@@ -19,12 +20,13 @@ mod worker;
 use std::{io, net::SocketAddr};
 
 use libp2p::identity::Keypair;
-use spegel_core::{Input, Output};
+use spegel_core::{ClusterSecrets, Input, Output};
 use tokio::sync::{mpsc, watch};
 
 pub(crate) use addr::{parse_bootstrap_addr, to_multiaddr};
 
-use crate::listen;
+use crate::{listen, trust::Refusals};
+use private::PrivateNetwork;
 use worker::Worker;
 
 /// What the adapter must be told before it starts.
@@ -36,6 +38,10 @@ pub struct ControlSettings {
     /// addresses are reported, except loopback and link-local ones; an explicit address is
     /// reported as it is.
     pub listen: Vec<SocketAddr>,
+    /// Only those that have one of these are talked to, if there are any.
+    pub secrets: Option<watch::Receiver<ClusterSecrets>>,
+    /// Where those are counted that have none.
+    pub refusals: Refusals,
 }
 
 /// Why the adapter did not start.
@@ -110,10 +116,12 @@ impl ControlHandle {
 /// When an address cannot be listened on. A host without one of the two address families is
 /// content with the other.
 pub fn spawn(settings: ControlSettings, inputs: mpsc::Sender<Input>) -> Result<ControlHandle, ControlError> {
-    let mut swarm = transport::swarm(&settings.keypair)?;
+    let ControlSettings { keypair, listen, secrets, refusals } = settings;
+    let private = secrets.map(|secrets| PrivateNetwork::new(secrets, refusals));
+    let mut swarm = transport::swarm(&keypair, private)?;
     let mut lacking = None;
     let mut sockets = 0;
-    for addr in &settings.listen {
+    for addr in &listen {
         let bound = probe(*addr).and_then(|()| {
             swarm.listen_on(to_multiaddr(*addr)).map(drop).map_err(|error| match error {
                 libp2p::TransportError::Other(error) => innermost(error),
@@ -135,7 +143,7 @@ pub fn spawn(settings: ControlSettings, inputs: mpsc::Sender<Input>) -> Result<C
 
     let (orders, receiver) = mpsc::unbounded_channel();
     let (watch, listening) = watch::channel(Vec::new());
-    tokio::spawn(Worker::new(swarm, settings.listen, inputs, receiver, watch).run());
+    tokio::spawn(Worker::new(swarm, listen, inputs, receiver, watch).run());
     Ok(ControlHandle { orders, listening })
 }
 

@@ -25,15 +25,31 @@ fn loopback(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
 }
 
+fn settings(keypair: Keypair, secrets: Option<watch::Receiver<ClusterSecrets>>) -> ControlSettings {
+    ControlSettings { keypair, listen: vec![loopback(0)], secrets, refusals: Refusals::default() }
+}
+
+fn settings_at(listen: Vec<SocketAddr>) -> ControlSettings {
+    ControlSettings { listen, ..settings(Keypair::generate_ed25519(), None) }
+}
+
 impl Node {
     async fn start() -> Self {
         Self::start_with(Keypair::generate_ed25519(), 64).await
     }
 
     async fn start_with(keypair: Keypair, room: usize) -> Self {
+        Self::start_with_secrets(keypair, room, None).await
+    }
+
+    async fn start_with_secrets(
+        keypair: Keypair,
+        room: usize,
+        secrets: Option<watch::Receiver<ClusterSecrets>>,
+    ) -> Self {
         let peer = to_core_peer(&keypair.public().to_peer_id()).unwrap();
         let (sender, inputs) = mpsc::channel(room);
-        let handle = spawn(ControlSettings { keypair, listen: vec![loopback(0)] }, sender).unwrap();
+        let handle = spawn(settings(keypair, secrets), sender).unwrap();
         let mut listening = handle.listening();
         let addr = timeout(SECOND, listening.wait_for(|addrs| !addrs.is_empty())).await.unwrap().unwrap()[0];
         let mut node = Self { handle, inputs, peer, addr };
@@ -273,13 +289,13 @@ async fn port_in_use_is_said_at_start() {
     let a = Node::start().await;
     let plain = TcpListener::bind(loopback(0)).unwrap();
     for addr in [a.addr, plain.local_addr().unwrap()] {
-        let settings = ControlSettings { keypair: Keypair::generate_ed25519(), listen: vec![addr] };
+        let settings = settings_at(vec![addr]);
         let error = spawn(settings, mpsc::channel(1).0).unwrap_err();
         assert!(matches!(error, ControlError::InUse { .. }), "{error}");
         assert!(error.to_string().contains("--router-addr"));
     }
     let foreign = "192.0.2.1:0".parse().unwrap();
-    let settings = ControlSettings { keypair: Keypair::generate_ed25519(), listen: vec![foreign] };
+    let settings = settings_at(vec![foreign]);
     assert!(matches!(spawn(settings, mpsc::channel(1).0), Err(ControlError::Listen { .. })));
 }
 
@@ -288,7 +304,7 @@ async fn both_families_listen_on_one_port_and_loopback_is_not_reported() {
     let (sender, mut inputs) = mpsc::channel(8);
     let port = dead_addr().port();
     let listen = listen::parse(&format!(":{port}")).unwrap();
-    let _handle = spawn(ControlSettings { keypair: Keypair::generate_ed25519(), listen }, sender).unwrap();
+    let _handle = spawn(settings_at(listen), sender).unwrap();
     let Some(Input::ListenAddrsChanged { addrs }) = inputs.recv().await else { panic!() };
     assert!(addrs.iter().all(|ip| !ip.is_loopback()), "{addrs:?}");
     assert!(addrs.is_sorted_by_key(|ip| ip.is_ipv4()), "IPv6 comes first: {addrs:?}");
@@ -366,4 +382,51 @@ async fn three_nodes_dial_each_other_at_once() {
 async fn orders_of_other_adapters_are_handed_back() {
     let a = Node::start().await;
     assert_eq!(a.handle.perform(Output::ShutdownComplete), Some(Output::ShutdownComplete));
+}
+
+const SECRET: &str = "0123456789abcdef0123456789abcdef";
+const OTHER_SECRET: &str = "fedcba9876543210fedcba9876543210";
+
+fn secrets(lines: &[&str]) -> ClusterSecrets {
+    ClusterSecrets::parse(lines.join("\n").as_bytes()).unwrap()
+}
+
+async fn private(lines: &[&str]) -> (Node, watch::Sender<ClusterSecrets>) {
+    let (sender, receiver) = watch::channel(secrets(lines));
+    let node = Node::start_with_secrets(Keypair::generate_ed25519(), 64, Some(receiver)).await;
+    (node, sender)
+}
+
+#[tokio::test]
+async fn nodes_talk_only_to_those_that_have_a_secret_of_theirs() {
+    let ((mut both, _a), (mut old, _b)) = (private(&[SECRET, OTHER_SECRET]).await, private(&[SECRET]).await);
+    let (mut new, _c) = private(&[OTHER_SECRET]).await;
+    both.exchange_with(&mut old, 1).await;
+    new.exchange_with(&mut both, 1).await;
+    for (mut stranger, exchange) in [(new, 2), (Node::start().await, 3)] {
+        stranger.send(old.peer, &[old.addr], exchange, b"hello", SECOND);
+        let cause = failed_cause(stranger.next().await, exchange);
+        assert!(!cause.is_empty(), "the stranger is told something");
+        old.send(stranger.peer, &[stranger.addr], exchange, b"hello", SECOND);
+        failed_cause(old.next().await, exchange);
+        stranger.silent_for(Duration::from_millis(100)).await;
+        old.silent_for(Duration::from_millis(100)).await;
+    }
+    both.send(old.peer, &[], 9, b"still", SECOND);
+    old.echo().await;
+}
+
+#[tokio::test]
+async fn node_whose_secret_is_withdrawn_is_put_out() {
+    let ((mut staying, secret), (mut leaving, _b)) = (private(&[SECRET]).await, private(&[SECRET]).await);
+    staying.exchange_with(&mut leaving, 1).await;
+    secret.send_replace(secrets(&[OTHER_SECRET, SECRET]));
+    staying.exchange_with(&mut leaving, 2).await;
+    leaving.exchange_with(&mut staying, 2).await;
+    secret.send_replace(secrets(&[OTHER_SECRET]));
+    // Closing takes its moment.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    leaving.send(staying.peer, &[staying.addr], 3, b"hello", SECOND);
+    failed_cause(leaving.next().await, 3);
+    staying.silent_for(Duration::from_millis(100)).await;
 }

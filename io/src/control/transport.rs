@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::{AsyncRead, AsyncWrite};
 use libp2p::{
     Swarm, Transport,
     connection_limits::{self, ConnectionLimits},
@@ -20,6 +21,7 @@ use tokio::net::TcpStream;
 use super::{
     ControlError,
     codec::{Codec, PROTOCOL},
+    private::PrivateNetwork,
 };
 
 /// Streams open at once on one connection, both directions together. Fewer and a burst of lookups
@@ -66,7 +68,10 @@ pub(super) struct Behaviour {
     identify: identify::Behaviour,
 }
 
-pub(super) fn swarm(keypair: &Keypair) -> Result<Swarm<Behaviour>, ControlError> {
+pub(super) fn swarm(
+    keypair: &Keypair,
+    private: Option<PrivateNetwork>,
+) -> Result<Swarm<Behaviour>, ControlError> {
     let limits = ConnectionLimits::default()
         .with_max_established_incoming(Some(INCOMING_MAX))
         .with_max_established_outgoing(Some(OUTGOING_MAX))
@@ -91,23 +96,40 @@ pub(super) fn swarm(keypair: &Keypair) -> Result<Swarm<Behaviour>, ControlError>
         .with_substream_upgrade_protocol_override(Version::V1Lazy)
         .with_idle_connection_timeout(IDLE_TIMEOUT)
         .with_max_negotiating_inbound_streams(STREAMS_MAX);
-    Ok(Swarm::new(transport(keypair)?, behaviour, keypair.public().to_peer_id(), config))
+    Ok(Swarm::new(transport(keypair, private)?, behaviour, keypair.public().to_peer_id(), config))
 }
 
-fn transport(keypair: &Keypair) -> Result<Boxed<(libp2p::PeerId, StreamMuxerBox)>, ControlError> {
+type Secured = Boxed<(libp2p::PeerId, StreamMuxerBox)>;
+
+fn transport(keypair: &Keypair, private: Option<PrivateNetwork>) -> Result<Secured, ControlError> {
     let noise =
         noise::Config::new(keypair).map_err(|error| ControlError::Key { cause: error.to_string() })?;
-    let transport = tcp::tokio::Transport::new(tcp::Config::new())
-        .map(|stream, _| {
-            tune(&stream.0);
-            stream
-        })
+    let tcp = tcp::tokio::Transport::new(tcp::Config::new()).map(|stream, _| {
+        tune(&stream.0);
+        stream
+    });
+    Ok(match private {
+        None => secure(tcp, noise),
+        Some(private) => {
+            secure(tcp.and_then(move |stream, endpoint| private.clone().enter(stream, endpoint)), noise)
+        }
+    })
+}
+
+fn secure<T>(transport: T, noise: noise::Config) -> Secured
+where
+    T: Transport + Send + Unpin + 'static,
+    T::Output: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    T::Error: Send + Sync + 'static,
+    T::Dial: Send,
+    T::ListenerUpgrade: Send,
+{
+    transport
         .upgrade(Version::V1Lazy)
         .authenticate(noise)
         .multiplex(yamux::Config::default())
         .timeout(CONNECT_TIMEOUT_MAX)
-        .boxed();
-    Ok(transport)
+        .boxed()
 }
 
 /// A peer whose machine or network is gone says nothing; left to its defaults the kernel would

@@ -4,7 +4,7 @@ use axum::{body::Body, response::Response};
 use http::{HeaderValue, Method, StatusCode, header};
 use serde::Serialize;
 use spegel_core::{
-    RefuseReason,
+    RefuseReason, Stranger,
     oci::{DigestError, ReferenceError},
 };
 
@@ -53,6 +53,9 @@ pub(crate) enum OciError {
     /// The credentials are missing or wrong.
     #[error("invalid credentials")]
     Unauthorized,
+    /// It says that a node asks, but none of this cluster does.
+    #[error("{0}")]
+    Stranger(Stranger),
     /// The range has nothing in common with the blob.
     #[error("the range lies outside the blob of {size} bytes")]
     RangeInvalid {
@@ -134,7 +137,7 @@ impl OciError {
             | Self::Refused { .. } => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::UriTooLong { .. } => StatusCode::URI_TOO_LONG,
-            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Unauthorized | Self::Stranger(_) => StatusCode::UNAUTHORIZED,
             Self::RangeInvalid { .. } => StatusCode::RANGE_NOT_SATISFIABLE,
         }
     }
@@ -146,7 +149,7 @@ impl OciError {
             Self::RegistryMissing | Self::RegistryInvalid | Self::Filtered { .. } => "NAME_UNKNOWN",
             Self::DigestInvalid(_) => "DIGEST_INVALID",
             Self::TagInvalid(_) => "MANIFEST_INVALID",
-            Self::Unauthorized => "UNAUTHORIZED",
+            Self::Unauthorized | Self::Stranger(_) => "UNAUTHORIZED",
             Self::RangeInvalid { .. } => "SIZE_INVALID",
             Self::NotAManifest { .. } => "MANIFEST_UNKNOWN",
             Self::NotLocal { manifest, .. } | Self::Refused { manifest, .. } => {
@@ -173,6 +176,7 @@ impl OciError {
             | Self::TagInvalid(_)
             | Self::Filtered { .. }
             | Self::Unauthorized
+            | Self::Stranger(_)
             | Self::RangeInvalid { .. }
             | Self::NotAManifest { .. } => None,
         }
@@ -192,6 +196,9 @@ impl OciError {
         if self == Self::Unauthorized {
             let challenge = HeaderValue::from_static("Basic realm=\"spegel\"");
             headers.insert(header::WWW_AUTHENTICATE, challenge);
+        } else if let Self::Stranger(_) = self {
+            // RFC 9110, section 11.6.1, wants a scheme named.
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Spegel-Signature"));
         } else if self == Self::MethodNotAllowed {
             headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
         } else if let Self::RangeInvalid { size } = self {

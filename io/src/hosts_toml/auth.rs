@@ -3,6 +3,7 @@
 use std::{fmt, io, path::Path};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use spegel_core::{CLIENT_USERNAME, ClusterSecrets};
 
 use super::{HostsTomlError, files};
 
@@ -51,6 +52,14 @@ impl BasicAuth {
                 Ok(Some(auth))
             }
         }
+    }
+
+    /// What containerd shows where the cluster has a secret and the operator chose nothing else. The
+    /// first of several secrets is used; mirrors accept what is made of any of them.
+    #[must_use]
+    pub fn of_cluster(secrets: &ClusterSecrets) -> Option<Self> {
+        let password = secrets.client_passwords().next()?;
+        Some(Self { username: CLIENT_USERNAME.into(), password: password.into() })
     }
 
     /// The value of the `Authorization` header.

@@ -94,6 +94,7 @@ struct Families {
     truncations: Family<Labels<1>, Counter>,
     bypassed_images: Counter,
     members: Gauge,
+    strangers: Family<Labels<1>, Counter>,
 }
 
 impl Default for Metrics {
@@ -139,6 +140,7 @@ impl Metrics {
             truncations: Family::default(),
             bypassed_images: Counter::default(),
             members: Gauge::default(),
+            strangers: Family::default(),
         };
         families.register();
         Self(Arc::new(families))
@@ -206,6 +208,12 @@ impl Metrics {
     /// How many members of the cluster are alive, this node among them.
     fn set_members(&self, count: u64) {
         self.0.members.set(gauge_value(count));
+    }
+
+    /// Somebody who does not show what is asked for was refused. `reason` is one of a few fixed
+    /// words.
+    pub(crate) fn stranger_refused(&self, reason: &'static str) {
+        self.0.strangers.get_or_create(&[("reason", reason.into())]).inc();
     }
 
     /// Everything as OpenMetrics text.
@@ -309,6 +317,11 @@ impl Families {
             "Images that containerd pulled without asking this mirror",
             self.bypassed_images.clone(),
         );
+        registry.register(
+            "spegel_strangers_refused",
+            "Requests, answers and connections refused for lack of credentials or the cluster secret",
+            self.strangers.clone(),
+        );
         registry.register("spegel_members", "Members of the cluster that are alive", self.members.clone());
     }
 }
@@ -393,6 +406,7 @@ mod tests {
         metrics.pull_resolved(Duration::from_millis(7));
         metrics.pull_truncated(RefuseReason::HoldersExhausted);
         metrics.bytes_served(Source::Peer, 5000);
+        metrics.stranger_refused("unsigned");
         metrics.bytes_served(Source::Local, 70_000);
         metrics.noticed(&Notice::ImageUnusual {
             image: "docker.io/library/odd:1".to_owned(),

@@ -20,13 +20,14 @@ use std::{
 };
 
 use http::{HeaderMap, StatusCode};
-use spegel_core::{AttemptId, Input, Output, PullId, RefuseReason};
+use spegel_core::{AttemptId, Input, Output, PeerId, PullId, RefuseReason};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    distribution::{ContentRequest, Credentials},
+    distribution::ContentRequest,
     metrics::Metrics,
     net::{Dialer, Stream},
+    trust::Trust,
 };
 pub(crate) use relay::RelayBody;
 
@@ -41,7 +42,7 @@ const ORDERS_MAX: usize = 64;
 /// An order of the core for one pull.
 #[derive(Clone, Copy, Debug)]
 enum Order {
-    Fetch { attempt: AttemptId, addr: SocketAddr, skip: u64, check_bytes_max: u64 },
+    Fetch { attempt: AttemptId, peer: PeerId, addr: SocketAddr, skip: u64, check_bytes_max: u64 },
     CancelFetch { attempt: AttemptId },
     Forward { attempt: AttemptId, report_interval: Duration },
     Refuse { reason: RefuseReason, attempts: u32 },
@@ -63,7 +64,7 @@ type Table = Arc<Mutex<BTreeMap<PullId, mpsc::Sender<Order>>>>;
 pub struct Pulls<D> {
     dialer: D,
     inputs: mpsc::Sender<Input>,
-    credentials: Option<Credentials>,
+    trust: Trust,
     metrics: Metrics,
     table: Table,
     next: Arc<AtomicU64>,
@@ -76,17 +77,12 @@ impl<D> fmt::Debug for Pulls<D> {
 }
 
 impl<D: Dialer> Pulls<D> {
-    /// No pulls. Peers are asked over `dialer`, with `credentials`; what happens goes to
+    /// No pulls. Peers are asked over `dialer`, and shown what `trust` says; what happens goes to
     /// `inputs`.
     #[must_use]
-    pub fn new(
-        dialer: D,
-        inputs: mpsc::Sender<Input>,
-        credentials: Option<Credentials>,
-        metrics: Metrics,
-    ) -> Self {
+    pub fn new(dialer: D, inputs: mpsc::Sender<Input>, trust: Trust, metrics: Metrics) -> Self {
         let (table, next) = (Table::default(), Arc::new(AtomicU64::new(1)));
-        Self { dialer, inputs, credentials, metrics, table, next }
+        Self { dialer, inputs, trust, metrics, table, next }
     }
 
     /// Carries out an order of the core; `false` if it is none for a pull. Orders for a pull
@@ -94,8 +90,8 @@ impl<D: Dialer> Pulls<D> {
     #[expect(clippy::wildcard_enum_match_arm, reason = "the shell routes every order; these five are ours")]
     pub fn perform(&self, output: &Output) -> bool {
         let (pull, order) = match *output {
-            Output::Fetch { pull, attempt, peer: _, addr, skip, check_bytes_max } => {
-                (pull, Order::Fetch { attempt, addr, skip, check_bytes_max })
+            Output::Fetch { pull, attempt, peer, addr, skip, check_bytes_max } => {
+                (pull, Order::Fetch { attempt, peer, addr, skip, check_bytes_max })
             }
             Output::CancelFetch { pull, attempt } => (pull, Order::CancelFetch { attempt }),
             Output::Forward { pull, attempt, report_interval } => {

@@ -10,7 +10,8 @@ use std::{
     time::Duration,
 };
 
-use spegel_core::{AttemptId, FetchError, Input, Key, PullId, PullKind, RefuseReason};
+use http::Method;
+use spegel_core::{AttemptId, FetchError, Input, Key, PeerId, PullId, PullKind, RefuseReason};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{self, Instant},
@@ -23,10 +24,11 @@ use super::{
     relay::{News, Relay},
 };
 use crate::{
-    distribution::{ContentRequest, Credentials},
+    distribution::ContentRequest,
     metrics::Metrics,
     net::{Dialer, Stream},
     peer::{self, PeerBody, PeerRequest},
+    trust::Trust,
 };
 
 /// Most attempts of one pull that are open at once. The core hedges with two or three; a bound
@@ -75,7 +77,7 @@ pub(super) struct Task<D: Dialer> {
     pull: PullId,
     request: ContentRequest,
     dialer: D,
-    credentials: Option<Credentials>,
+    trust: Trust,
     metrics: Metrics,
     inputs: mpsc::Sender<Input>,
     orders: mpsc::Receiver<Order>,
@@ -103,7 +105,7 @@ impl<D: Dialer> Task<D> {
             pull,
             request,
             dialer: pulls.dialer.clone(),
-            credentials: pulls.credentials.clone(),
+            trust: pulls.trust.clone(),
             metrics: pulls.metrics.clone(),
             inputs: pulls.inputs.clone(),
             orders,
@@ -166,8 +168,8 @@ impl<D: Dialer> Task<D> {
 
     async fn obey(&mut self, order: Order) -> State {
         match order {
-            Order::Fetch { attempt, addr, skip, check_bytes_max } => {
-                return self.fetch(attempt, addr, skip, check_bytes_max).await;
+            Order::Fetch { attempt, peer, addr, skip, check_bytes_max } => {
+                return self.fetch(attempt, peer, addr, skip, check_bytes_max).await;
             }
             Order::CancelFetch { attempt } => {
                 self.asking.remove(&attempt);
@@ -211,6 +213,7 @@ impl<D: Dialer> Task<D> {
     async fn fetch(
         &mut self,
         attempt: AttemptId,
+        peer: PeerId,
         addr: SocketAddr,
         skip: u64,
         check_bytes_max: u64,
@@ -224,15 +227,17 @@ impl<D: Dialer> Task<D> {
         }
         let (dialer, request, promise) = (self.dialer.clone(), self.request.clone(), self.promise);
         let range = answer::range_to_ask(&request, promise.as_ref(), skip);
-        let message = PeerRequest {
-            head: request.head,
-            path_and_query: request.path_and_query(),
-            range,
-            credentials: self.credentials.clone(),
-        };
+        let path_and_query = request.path_and_query();
+        let method = if request.head { Method::HEAD } else { Method::GET };
+        let shown = self.trust.show(&peer, &method, &path_and_query);
+        let message = PeerRequest { method, path_and_query, range, shown };
+        let trust = self.trust.clone();
         let asking = async move {
             let mut response = peer::fetch(&dialer, addr, &message).await?;
             let answer = answer::read(&request, promise.as_ref(), skip, range, &response.head)?;
+            if !trust.believes(&message.shown, &response.head) {
+                return Err(FetchError::Malformed);
+            }
             let whole = !request.head && answer.begin == 0 && request.range.is_none();
             if let Some(digest) = request.wanted.digest()
                 && whole

@@ -26,10 +26,11 @@ use self::body::Exact;
 pub use self::{server::serve, serving::Serving};
 use crate::{
     content::ContentStore,
-    distribution::{self, ContentRequest, Credentials, OciError, Wanted},
+    distribution::{self, ContentRequest, OciError, Wanted},
     metrics::Metrics,
     mirror::{Outcome, Pulls},
     net::Dialer,
+    trust::Trust,
     zero_copy::Lane,
 };
 
@@ -44,8 +45,8 @@ pub struct Registry<C, D> {
     pub pulls: Pulls<D>,
     /// What may be mirrored.
     pub filters: Filters,
-    /// What clients must send, if anything.
-    pub credentials: Option<Credentials>,
+    /// Who is answered.
+    pub trust: Trust,
     /// What `/readyz` says.
     pub ready: watch::Receiver<bool>,
     /// Where unreadable content is reported.
@@ -77,10 +78,14 @@ impl<C: ContentStore, D: Dialer> Registry<C, D> {
     }
 
     async fn distribution(&self, request: &Parts) -> Result<Response, OciError> {
+        let admitted = self.trust.admit(request)?;
+        let mut response = self.content(request).await?;
+        admitted.sign(response.headers_mut());
+        Ok(response)
+    }
+
+    async fn content(&self, request: &Parts) -> Result<Response, OciError> {
         let (method, headers) = (&request.method, &request.headers);
-        if self.credentials.as_ref().is_some_and(|credentials| !credentials.are_in(headers)) {
-            return Err(OciError::Unauthorized);
-        }
         if !matches!(*method, Method::GET | Method::HEAD) {
             return Err(OciError::MethodNotAllowed);
         }

@@ -2,9 +2,12 @@
 //! requests and on the time a client may take to send one, and an orderly end of connections
 //! and of the whole server. Knows nothing of registries; serves the metrics as well.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{Router, extract::Request};
+use axum::{
+    Router,
+    extract::{ConnectInfo, Request},
+};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -80,9 +83,9 @@ pub async fn serve<L: Listener>(
             accepted = accept(&mut listener, &permits) => accepted,
         };
         match accepted {
-            Ok((stream, permit)) => {
-                let connection =
-                    converse(stream, router.clone(), kernel.clone(), [shutdown.clone(), cut_off.clone()]);
+            Ok((stream, from, permit)) => {
+                let ends = [shutdown.clone(), cut_off.clone()];
+                let connection = converse(stream, from, router.clone(), kernel.clone(), ends);
                 connections.spawn(async move {
                     connection.await;
                     drop(permit);
@@ -106,14 +109,15 @@ pub async fn serve<L: Listener>(
 async fn accept<L: Listener>(
     listener: &mut L,
     permits: &Arc<Semaphore>,
-) -> io::Result<(L::Stream, OwnedSemaphorePermit)> {
+) -> io::Result<(L::Stream, SocketAddr, OwnedSemaphorePermit)> {
     let permit = Arc::clone(permits).acquire_owned().await.expect("the semaphore is never closed");
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, permit))
+    let (stream, from) = listener.accept().await?;
+    Ok((stream, from, permit))
 }
 
 async fn converse<S: Stream>(
     stream: S,
+    from: SocketAddr,
     router: Router,
     kernel: Kernel,
     [shutdown, cut_off]: [CancellationToken; 2],
@@ -122,6 +126,7 @@ async fn converse<S: Stream>(
     let has_socket = stream.socket().is_some();
     let stream = ZeroCopy::new(stream, lane.clone());
     let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(from));
         if has_socket {
             request.extensions_mut().insert(lane.clone());
         }

@@ -19,7 +19,7 @@ impl Files {
     async fn start() -> Self {
         let dir = TempDir::new().unwrap();
         fs::create_dir_all(dir.path().join("blobs/sha256")).unwrap();
-        let node = Node::start_on(ContentDir::new(dir.path()), None, Kernel::new()).await;
+        let node = Node::start_on(ContentDir::new(dir.path()), Trust::default(), Kernel::new()).await;
         Self { dir, node }
     }
 

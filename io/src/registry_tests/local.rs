@@ -131,7 +131,7 @@ async fn probes_say_whether_the_core_is_ready() {
 
 #[tokio::test]
 async fn credentials_are_asked_for_except_by_probes() {
-    let node = Node::start_with(Some(Credentials::new(b"user", b"secret"))).await;
+    let node = Node::start_with(basic_auth()).await;
     let digest = node.add(b"private");
     let answer = ask(node.addr, "GET", &blob_uri(&digest), "").await;
     let expected = r#"{"errors":[{"code":"UNAUTHORIZED","message":"invalid credentials"}]}"#;

@@ -5,6 +5,7 @@ mod files;
 mod local;
 mod pulls;
 mod relays;
+mod trust;
 
 use std::{
     collections::BTreeMap,
@@ -32,8 +33,12 @@ use crate::{
     mirror::Pulls,
     net::TcpDialer,
     registry::{Registry, Serving, serve},
+    trust::{Refusals, Trust},
     zero_copy::Kernel,
 };
+
+/// The peer that fetches go to.
+const PEER: [u8; 32] = [1; 32];
 
 /// No step of a test takes longer, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -89,17 +94,17 @@ struct Node<C = MemoryStore> {
 }
 
 impl<C: ContentStore> Node<C> {
-    async fn start_on(store: C, credentials: Option<Credentials>, kernel: Kernel) -> Self {
+    async fn start_on(store: C, trust: Trust, kernel: Kernel) -> Self {
         let (to_core, inputs) = mpsc::channel(16);
         let (ready, ready_receiver) = watch::channel(false);
         let (serving, metrics) = (Serving::default(), Metrics::new());
-        let pulls = Pulls::new(TcpDialer, to_core.clone(), credentials.clone(), metrics.clone());
+        let pulls = Pulls::new(TcpDialer, to_core.clone(), trust.clone(), metrics.clone());
         let registry = Registry {
             serving: serving.clone(),
             store: store.clone(),
             pulls: pulls.clone(),
             filters: Filters::new(&[], &["^filtered\\.test/".to_owned()]).unwrap(),
-            credentials,
+            trust,
             ready: ready_receiver,
             inputs: to_core,
             metrics: metrics.clone(),
@@ -136,7 +141,7 @@ impl<C: ContentStore> Node<C> {
     }
 
     fn fetch_checked(&self, pull: PullId, attempt: u32, addr: SocketAddr, skip: u64, check_bytes_max: u64) {
-        let (attempt, peer) = (AttemptId(attempt), PeerId::from_public_key([1; 32]));
+        let (attempt, peer) = (AttemptId(attempt), PeerId::from_public_key(PEER));
         assert!(self.pulls.perform(&Output::Fetch { pull, attempt, peer, addr, skip, check_bytes_max }));
     }
 
@@ -148,11 +153,11 @@ impl<C: ContentStore> Node<C> {
 
 impl Node {
     async fn start() -> Self {
-        Self::start_with(None).await
+        Self::start_with(Trust::default()).await
     }
 
-    async fn start_with(credentials: Option<Credentials>) -> Self {
-        Self::start_on(MemoryStore::default(), credentials, Kernel::new()).await
+    async fn start_with(trust: Trust) -> Self {
+        Self::start_on(MemoryStore::default(), trust, Kernel::new()).await
     }
 
     fn add(&self, content: &[u8]) -> Digest {
@@ -166,6 +171,11 @@ impl Node {
         self.serving.perform(&Output::ServeContent { digest, size: content.len() as u64 });
         digest
     }
+}
+
+fn basic_auth() -> Trust {
+    let credentials = Some(Credentials::new(b"user", b"secret"));
+    Trust::new(PeerId::from_public_key(PEER), credentials, None, Refusals::default())
 }
 
 /// A response as a client saw it, up to the end of the connection.

@@ -80,7 +80,7 @@ async fn tag_is_resolved_by_another_node_from_its_head_alone() {
 
 #[tokio::test]
 async fn peers_are_asked_as_the_go_implementation_asks() {
-    let mut node = Node::start_with(Some(Credentials::new(b"user", b"secret"))).await;
+    let mut node = Node::start_with(basic_auth()).await;
     let digest = Digest::sha256_of(b"ab");
     let (addr, peer) = scripted_peer([&blob_head(2, ""), &b"ab"[..]].concat(), Then::Close).await;
     let credentials = "Authorization: Basic dXNlcjpzZWNyZXQ=\r\n";

@@ -10,7 +10,7 @@ use super::{pulls::blob_head, *};
 const LONG: usize = 32 << 20;
 
 async fn node_with(kernel: &Kernel) -> Node {
-    Node::start_on(MemoryStore::default(), None, kernel.clone()).await
+    Node::start_on(MemoryStore::default(), Trust::default(), kernel.clone()).await
 }
 
 /// A client of a pull that is being forwarded from `peer`; the peer has sent something.

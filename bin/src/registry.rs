@@ -91,7 +91,9 @@ pub(crate) async fn run(flags: Registry, terminated: impl Future<Output = ()>) -
     let trust = Trust::new(identity.peer, credentials, secrets, refusals);
     let serving = Serving::default();
     let store = ContentDir::new(&containerd.content_path);
-    let pulls = Pulls::new(TcpDialer, inputs.clone(), trust.clone(), metrics.clone());
+    let kernel = Kernel::new();
+    let dialer = TcpDialer::new(kernel.clone());
+    let pulls = Pulls::new(dialer, inputs.clone(), trust.clone(), metrics.clone());
     let (ready, is_ready) = watch::channel(false);
     let (farewell, mut farewell_said) = watch::channel(false);
     let (reports, report_requests) = shell::reports();
@@ -135,7 +137,6 @@ pub(crate) async fn run(flags: Registry, terminated: impl Future<Output = ()>) -
     };
     let stop_serving = CancellationToken::new();
     let mut servers = JoinSet::new();
-    let kernel = Kernel::new();
     let mut serve = |listeners: Vec<tokio::net::TcpListener>, router: Router, drain_max| {
         for listener in listeners {
             let stop = stop_serving.clone();

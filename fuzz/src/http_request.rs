@@ -127,7 +127,7 @@ fn start() -> Server {
         serving.perform(&Output::ServeContent { digest, size: size as u64 });
         (digest, bytes)
     });
-    let pulls = Pulls::new(TcpDialer, inputs.clone(), Trust::default(), metrics.clone());
+    let pulls = Pulls::new(TcpDialer::default(), inputs.clone(), Trust::default(), metrics.clone());
     let ready = watch::channel(true).1;
     let registry = Registry {
         serving,

@@ -4,8 +4,10 @@ use std::{any::Any, future::Future, io, net::SocketAddr};
 
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
 };
+
+use crate::zero_copy::Kernel;
 
 /// A byte stream in both directions.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + Sized + 'static {
@@ -50,14 +52,29 @@ impl Listener for TcpListener {
 }
 
 /// Dials over the kernel's TCP.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct TcpDialer;
+#[derive(Clone, Debug, Default)]
+pub struct TcpDialer {
+    kernel: Kernel,
+}
+
+impl TcpDialer {
+    /// Connections that hold no more than what `kernel` allows beside those that are served.
+    #[must_use]
+    pub const fn new(kernel: Kernel) -> Self {
+        Self { kernel }
+    }
+}
 
 impl Dialer for TcpDialer {
     type Stream = TcpStream;
 
     async fn dial(&self, addr: SocketAddr) -> io::Result<TcpStream> {
-        let stream = TcpStream::connect(addr).await?;
+        let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        if let Some(received_max) = self.kernel.received_max() {
+            // Before it connects, or the first answer may be as large as the kernel likes.
+            socket.set_recv_buffer_size(u32::try_from(received_max).unwrap_or(u32::MAX))?;
+        }
+        let stream = socket.connect(addr).await?;
         stream.set_nodelay(true)?;
         Ok(stream)
     }

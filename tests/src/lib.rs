@@ -34,7 +34,7 @@ pub use faults::Noise;
 pub use helm::{Chart, chart_dir, deploy_dir, parse as parse_yaml};
 pub use http::{Answer, BodyEnd, HttpClient};
 pub use image::{Blob, Image, ImageSpec, digest_of};
-pub use netns::{LinkBytes, NetNs};
+pub use netns::{LinkBytes, NetNs, SocketBytes};
 pub use node::Node;
 pub use parts::{Generation, helm, image_archive, promtool, spegel_binary};
 pub use process::Process;

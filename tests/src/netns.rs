@@ -17,6 +17,25 @@ pub struct LinkBytes {
     pub sent: u64,
 }
 
+/// Kernel memory of connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketBytes {
+    /// Not read yet by the process.
+    pub received: u64,
+    /// Not acknowledged yet by the other side.
+    pub to_send: u64,
+    /// Set aside for more.
+    pub reserved: u64,
+}
+
+impl SocketBytes {
+    /// All of it.
+    #[must_use]
+    pub const fn all(self) -> u64 {
+        self.received + self.to_send + self.reserved
+    }
+}
+
 /// A network namespace that already exists; `sweep` removes it.
 #[derive(Debug)]
 pub struct NetNs {
@@ -112,6 +131,20 @@ impl NetNs {
         let values = rows.next().unwrap_or_default().split_whitespace();
         let value = names.zip(values).find(|(column, _)| *column == name).and_then(|(_, v)| v.parse().ok());
         value.unwrap_or_else(|| panic!("no counter Tcp{name}"))
+    }
+
+    /// What the TCP connections of this namespace hold of the kernel's memory.
+    #[must_use]
+    pub fn socket_bytes(&self) -> SocketBytes {
+        let table = self.run("ss", &["-tmnH"]).unwrap_or_else(|error| panic!("{error}"));
+        // skmem:(r0,rb131072,t0,tb87040,f0,w0,o0,bl0,d0): received, to be sent, reserved.
+        let sum = |field: &str| {
+            let of = |memory: &str| {
+                memory.split(',').find_map(|part| part.strip_prefix(field)?.parse::<u64>().ok())
+            };
+            table.split("skmem:(").skip(1).filter_map(of).sum()
+        };
+        SocketBytes { received: sum("r"), to_send: sum("w"), reserved: sum("f") }
     }
 
     /// Loads an nftables ruleset.

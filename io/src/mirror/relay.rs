@@ -12,7 +12,9 @@ use std::{
 
 use bytes::Bytes;
 use futures::Stream as Chunks;
+use socket2::SockRef;
 use tokio::{
+    net::TcpStream,
     sync::Notify,
     time::{Instant, Sleep, sleep},
 };
@@ -35,6 +37,10 @@ const GATHER_BYTES_MAX: usize = 512 * 1024;
 /// Shorter and less gathers; longer and the peer's window, which holds what comes meanwhile, limits
 /// how fast it sends. The timers of the runtime know nothing shorter.
 const GATHER: Duration = Duration::from_millis(1);
+
+/// Bytes gather only where the socket can hold this many times as many. Fewer and the peer has to stop
+/// sending while they do; more and a socket that has not grown yet wakes the process more often.
+const GATHER_ROOM_TIMES: usize = 8;
 
 /// What became of the peer that bytes come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -234,7 +240,7 @@ impl Way {
             match ready!(pipe.poll_fill(cx, socket, left.min(SEGMENT_BYTES_MAX))) {
                 Ok(0) => return Poll::Ready(Err(News::Interrupted)),
                 Ok(filled) => {
-                    if (GATHER_BYTES_MIN..GATHER_BYTES_MAX).contains(&filled) {
+                    if (GATHER_BYTES_MIN..GATHER_BYTES_MAX).contains(&filled) && has_room(socket, filled) {
                         self.gathering = Some(Box::pin(sleep(GATHER)));
                     }
                     // Nobody knows what the client would get.
@@ -246,6 +252,11 @@ impl Way {
         }
         source.poll_chunk(cx, left).map_err(|_| News::Interrupted)
     }
+}
+
+/// Whether the socket can hold what comes while bytes gather.
+fn has_room(socket: &TcpStream, gathered: usize) -> bool {
+    SockRef::from(socket).recv_buffer_size().is_ok_and(|holds| holds >= gathered * GATHER_ROOM_TIMES)
 }
 
 impl<S: Stream> RelayBody<S> {

@@ -98,7 +98,8 @@ impl<C: ContentStore> Node<C> {
         let (to_core, inputs) = mpsc::channel(16);
         let (ready, ready_receiver) = watch::channel(false);
         let (serving, metrics) = (Serving::default(), Metrics::new());
-        let pulls = Pulls::new(TcpDialer, to_core.clone(), trust.clone(), metrics.clone());
+        let dialer = TcpDialer::new(kernel.clone());
+        let pulls = Pulls::new(dialer, to_core.clone(), trust.clone(), metrics.clone());
         let registry = Registry {
             serving: serving.clone(),
             store: store.clone(),

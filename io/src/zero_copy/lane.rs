@@ -87,12 +87,16 @@ impl Lane {
         Ok(placeholder(length))
     }
 
-    /// Sends of the first segment what the socket takes, given that so many bytes of its frame
-    /// are left.
-    pub(super) fn send(&self, socket: &TcpStream, left: usize) -> io::Result<usize> {
+    pub(super) const fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    /// Sends of the first segment what the socket takes, up to so many bytes, given how many of its
+    /// frame are left.
+    pub(super) fn send(&self, socket: &TcpStream, left: usize, most: usize) -> io::Result<usize> {
         let mut segments = self.segments();
         let first = segments.front_mut().filter(|first| first.remaining == left);
-        let sent = first.ok_or_else(disagreement)?.send(socket, &self.kernel)?;
+        let sent = first.ok_or_else(disagreement)?.send(socket, most, &self.kernel)?;
         if sent == left {
             segments.pop_front();
         }
@@ -111,10 +115,10 @@ pub(super) fn disagreement() -> io::Error {
 }
 
 impl Segment {
-    fn send(&mut self, socket: &TcpStream, kernel: &Kernel) -> io::Result<usize> {
+    fn send(&mut self, socket: &TcpStream, most: usize, kernel: &Kernel) -> io::Result<usize> {
+        let most = self.remaining.min(most);
         if self.copied.is_empty() {
-            let moved =
-                if kernel.moves_bytes() { Some(self.source.send(socket, self.remaining)) } else { None };
+            let moved = if kernel.moves_bytes() { Some(self.source.send(socket, most)) } else { None };
             match moved {
                 Some(Err(error)) if kernel.refused(&error) => {}
                 Some(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -125,7 +129,7 @@ impl Segment {
                 Some(Err(error)) => return Err(error),
                 None => {}
             }
-            self.copied = self.source.read(self.remaining)?;
+            self.copied = self.source.read(most)?;
         }
         let sent = write(socket, &self.copied)?;
         self.copied.advance(sent);

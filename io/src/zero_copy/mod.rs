@@ -16,6 +16,7 @@ mod copy;
 mod lane;
 mod load;
 mod pipe;
+mod shares;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 use tracing::warn;
 
+use self::shares::{Connected, Shares};
 pub(crate) use self::{lane::Lane, load::load, pipe::Pipe, stream::ZeroCopy};
 
 /// Most bytes that one frame stands for. Smaller costs a turn through the HTTP library more often;
@@ -64,6 +66,7 @@ struct Abilities {
     refuses: AtomicBool,
     /// Pipes that may still be opened.
     pipes: Arc<Semaphore>,
+    shares: Shares,
 }
 
 impl Default for Kernel {
@@ -76,13 +79,12 @@ impl Kernel {
     /// A kernel that can do everything, until it says otherwise.
     #[must_use]
     pub fn new() -> Self {
-        let pipes = Arc::new(Semaphore::new(pipe::PIPES_MAX));
-        Self(Arc::new(Abilities { refuses: AtomicBool::new(false), pipes }))
+        Self::with_pipes(pipe::PIPES_MAX)
     }
 
-    #[cfg(test)]
     pub(crate) fn with_pipes(most: usize) -> Self {
-        Self(Arc::new(Abilities { refuses: AtomicBool::new(false), pipes: Arc::new(Semaphore::new(most)) }))
+        let (refuses, pipes) = (AtomicBool::new(false), Arc::new(Semaphore::new(most)));
+        Self(Arc::new(Abilities { refuses, pipes, shares: Shares::default() }))
     }
 
     #[cfg(test)]
@@ -93,6 +95,20 @@ impl Kernel {
     #[cfg(test)]
     pub(crate) fn refuse(&self) {
         self.0.refuses.store(true, Ordering::Relaxed);
+    }
+
+    /// Most bytes that a connection to another node may have received and not passed on; `None` if that
+    /// is for the kernel to say.
+    pub(crate) fn received_max(&self) -> Option<usize> {
+        self.0.shares.received_max()
+    }
+
+    fn unsent_max(&self) -> usize {
+        self.0.shares.unsent_max()
+    }
+
+    fn connect(&self) -> Connected {
+        self.0.shares.connect()
     }
 
     fn moves_bytes(&self) -> bool {

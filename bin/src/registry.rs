@@ -62,9 +62,10 @@ pub(crate) async fn run(flags: Registry, terminated: impl Future<Output = ()>) -
     containerd.check_content_path()?;
     let basic_auth = BasicAuth::read(Path::new(BASIC_AUTH_DIR))?;
     let credentials = basic_auth.map(|auth| Credentials::new(&auth.username, &auth.password));
+    let metrics = Metrics::of_process();
     let secrets = match flags.cluster_secret_file.as_str() {
         "" => None,
-        path => Some(trust::watch(Path::new(path))?),
+        path => Some(trust::watch(Path::new(path), metrics.clone())?),
     };
     let identity = Identity::load(Path::new(&flags.data_dir))?;
 
@@ -79,7 +80,6 @@ pub(crate) async fn run(flags: Registry, terminated: impl Future<Output = ()>) -
     };
 
     let (inputs, from_adapters) = mpsc::channel(shell::INPUTS_MAX);
-    let metrics = Metrics::of_process();
     let refusals = Refusals::new(metrics.clone());
     let settings = ControlSettings {
         keypair: identity.keypair,

@@ -150,6 +150,7 @@ struct Secret {
     router: [u8; 32],
     registry: Hmac<Sha256>,
     client: [u8; 32],
+    fingerprint: [u8; 32],
 }
 
 /// A request signed by this node, which knows the right answer's signature.
@@ -203,6 +204,11 @@ impl ClusterSecrets {
     /// Passwords of [`CLIENT_USERNAME`]: the first to give to containerd, all to accept.
     pub fn client_passwords(&self) -> impl Iterator<Item = String> {
         self.0.iter().map(|secret| hex(secret.client))
+    }
+
+    /// What people may see of each, to compare nodes: eight digits that say nothing of the secret.
+    pub fn fingerprints(&self) -> impl Iterator<Item = String> {
+        self.0.iter().map(|secret| hex(secret.fingerprint)[..8].to_owned())
     }
 
     /// Signs what this node asks another. `now_unix_ms` is wall time.
@@ -282,7 +288,12 @@ impl Secret {
             key
         };
         let registry = Hmac::new_from_slice(&key(b"spegel registry v1")).expect("HMAC takes any key");
-        Self { router: key(b"spegel router v1"), registry, client: key(b"spegel client v1") }
+        Self {
+            router: key(b"spegel router v1"),
+            registry,
+            client: key(b"spegel client v1"),
+            fingerprint: key(b"spegel fingerprint v1"),
+        }
     }
 
     /// Neither method nor target nor peer ID can have a line break in it.
@@ -396,12 +407,14 @@ mod tests {
         let answer = VerifiedRequest(signed.exchange.clone()).sign_answer("sha256:00");
         let router = hex(secrets.router_keys().next().unwrap());
         let client = secrets.client_passwords().next().unwrap();
-        let all = [router, client, signed.signature, answer];
+        let fingerprint = secrets.fingerprints().next().unwrap();
+        let all = [router, client, fingerprint, signed.signature, answer];
         assert_eq!(
             all,
             [
                 "80a15d3622a1ebc5d184b9657c72c8b4ffb067a533f7e3c072899d6e6b9b9efc",
                 "10b9fb7279d305eac69bc12c193b0496902ad13a51fe2aca643301bcd7f5b5c5",
+                "d85d4425",
                 "v1 1700000060 68f33eb9bebc77b7dc26ca162c110fa2bb1e1fbd9e37e061fea34d90c983e75f",
                 "v1 66f6a4a0b8f2f2efb764c5a2f7d8a8e88a555d53daaec7f621f21daa9e549e77",
             ]

@@ -17,7 +17,7 @@ use std::{
 };
 
 use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use libp2p::core::ConnectedPoint;
+use libp2p::{Multiaddr, core::ConnectedPoint};
 use salsa20::{
     XSalsa20,
     cipher::{KeyIvInit as _, StreamCipher as _},
@@ -54,13 +54,17 @@ impl PrivateNetwork {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
+        let dialed = dialed(&endpoint, &self.refusals);
         let mut nonce: Nonce = [0; 24];
         // A nonce that comes twice gives away what was said: no seed will do.
         rand::fill(&mut nonce);
         stream.write_all(&nonce).await?;
         stream.flush().await?;
         let mut theirs: Nonce = [0; 24];
-        stream.read_exact(&mut theirs).await.map_err(hung_up)?;
+        stream.read_exact(&mut theirs).await.map_err(|error| match &dialed {
+            Some(dialed) => dialed.explain(error),
+            None => error,
+        })?;
         let keys: Vec<Key> = self.secrets.borrow().router_keys().collect();
         let (key, read, ahead) = match &endpoint {
             ConnectedPoint::Dialer { .. } => {
@@ -81,14 +85,13 @@ impl PrivateNetwork {
                 })?
             }
         };
-        let silent = endpoint.is_dialer();
         Ok(Private {
             stream,
             read,
             write: cipher(&key, &nonce),
             ahead,
             encrypted: Vec::new(),
-            silent,
+            silent: dialed,
             revoked: Box::pin(revoked(self.secrets, key)),
         })
     }
@@ -98,13 +101,33 @@ fn cipher(key: &Key, nonce: &Nonce) -> XSalsa20 {
     XSalsa20::new(key.into(), nonce.into())
 }
 
-/// What a dialer is told by those that do not understand it.
-fn hung_up(error: io::Error) -> io::Error {
-    let kinds = [ErrorKind::UnexpectedEof, ErrorKind::ConnectionReset, ErrorKind::BrokenPipe];
-    if !kinds.contains(&error.kind()) {
-        return error;
+/// A node that was dialled, to tell what may be wrong if it does not say a word.
+struct Dialed {
+    addr: Multiaddr,
+    refusals: Refusals,
+}
+
+fn dialed(endpoint: &ConnectedPoint, refusals: &Refusals) -> Option<Dialed> {
+    match endpoint {
+        ConnectedPoint::Dialer { address, .. } => {
+            Some(Dialed { addr: address.clone(), refusals: refusals.clone() })
+        }
+        ConnectedPoint::Listener { .. } => None,
     }
-    io::Error::new(ErrorKind::PermissionDenied, "it hung up at once: does it have the same cluster secret?")
+}
+
+impl Dialed {
+    fn explain(&self, error: io::Error) -> io::Error {
+        let kinds = [ErrorKind::UnexpectedEof, ErrorKind::ConnectionReset, ErrorKind::BrokenPipe];
+        if !kinds.contains(&error.kind()) {
+            return error;
+        }
+        self.refusals.mention_hang_up(&self.addr);
+        io::Error::new(
+            ErrorKind::PermissionDenied,
+            "it hung up at once: does it have the same cluster secret?",
+        )
+    }
 }
 
 /// Completes when the secret of a key is withdrawn.
@@ -126,8 +149,8 @@ pub(super) struct Private<S> {
     ahead: Vec<u8>,
     /// What was encrypted and not yet written.
     encrypted: Vec<u8>,
-    /// Whether a dialer waits for the first word.
-    silent: bool,
+    /// Who was dialled and has not said anything yet.
+    silent: Option<Dialed>,
     revoked: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
@@ -145,20 +168,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Private<S> {
             return Poll::Ready(Ok(length));
         }
         let read = ready!(Pin::new(&mut this.stream).poll_read(cx, buf));
-        let read = if this.silent {
-            match read {
-                Ok(0) if !buf.is_empty() => Err(hung_up(ErrorKind::UnexpectedEof.into())),
-                Ok(length) => Ok(length),
-                Err(error) => Err(hung_up(error)),
-            }
-        } else {
-            read
-        };
-        if let Ok(length) = read {
-            this.silent &= length == 0;
-            this.read.apply_keystream(&mut buf[..length]);
-        }
-        Poll::Ready(read)
+        let length = match (read, &this.silent) {
+            (Ok(0), Some(dialed)) if !buf.is_empty() => Err(dialed.explain(ErrorKind::UnexpectedEof.into())),
+            (Err(error), Some(dialed)) => Err(dialed.explain(error)),
+            (read, _) => read,
+        }?;
+        this.silent = None;
+        this.read.apply_keystream(&mut buf[..length]);
+        Poll::Ready(Ok(length))
     }
 }
 
@@ -208,7 +225,6 @@ mod tests {
     use futures::future::{join, try_join};
     use libp2p::tcp::tokio::TcpStream;
     use libp2p::{
-        Multiaddr,
         core::{Endpoint, transport::PortUse},
         pnet::{PnetConfig, PreSharedKey},
     };

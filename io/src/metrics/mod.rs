@@ -29,7 +29,7 @@ use prometheus_client::{
     },
     registry::Registry,
 };
-use spegel_core::{PeerId, RefuseReason};
+use spegel_core::{ClusterSecrets, PeerId, RefuseReason};
 
 use self::http::observe_debug;
 use crate::{clock, shell::Reports};
@@ -95,6 +95,7 @@ struct Families {
     bypassed_images: Counter,
     members: Gauge,
     strangers: Family<Labels<1>, Counter>,
+    cluster_secrets: Family<Labels<2>, Gauge>,
 }
 
 impl Default for Metrics {
@@ -141,6 +142,7 @@ impl Metrics {
             bypassed_images: Counter::default(),
             members: Gauge::default(),
             strangers: Family::default(),
+            cluster_secrets: Family::default(),
         };
         families.register();
         Self(Arc::new(families))
@@ -214,6 +216,15 @@ impl Metrics {
     /// words.
     pub(crate) fn stranger_refused(&self, reason: &'static str) {
         self.0.strangers.get_or_create(&[("reason", reason.into())]).inc();
+    }
+
+    /// The secrets of the cluster are these from here on.
+    pub(crate) fn set_cluster_secrets(&self, secrets: &ClusterSecrets) {
+        self.0.cluster_secrets.clear();
+        for (place, fingerprint) in ["first", "second"].into_iter().zip(secrets.fingerprints()) {
+            let labels = [("place", place.into()), ("fingerprint", fingerprint)];
+            self.0.cluster_secrets.get_or_create(&labels).set(1);
+        }
     }
 
     /// Everything as OpenMetrics text.
@@ -322,6 +333,11 @@ impl Families {
             "Requests, answers and connections refused for lack of credentials or the cluster secret",
             self.strangers.clone(),
         );
+        registry.register(
+            "spegel_cluster_secrets",
+            "1 for each cluster secret that this node accepts; the first is the one it uses",
+            self.cluster_secrets.clone(),
+        );
         registry.register("spegel_members", "Members of the cluster that are alive", self.members.clone());
     }
 }
@@ -407,6 +423,8 @@ mod tests {
         metrics.pull_truncated(RefuseReason::HoldersExhausted);
         metrics.bytes_served(Source::Peer, 5000);
         metrics.stranger_refused("unsigned");
+        let secrets = ClusterSecrets::parse(b"0123456789abcdef0123456789abcdef").unwrap();
+        metrics.set_cluster_secrets(&secrets);
         metrics.bytes_served(Source::Local, 70_000);
         metrics.noticed(&Notice::ImageUnusual {
             image: "docker.io/library/odd:1".to_owned(),

@@ -12,6 +12,8 @@ use spegel_core::{ClusterSecrets, SECRET_FILE_BYTES_MAX, SECRET_REREAD_INTERVAL,
 use tokio::{sync::watch, task::spawn_blocking, time};
 use tracing::{info, warn};
 
+use crate::metrics::Metrics;
+
 /// Why there are no secrets.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretFileError {
@@ -42,20 +44,21 @@ pub fn read(path: &Path) -> Result<ClusterSecrets, SecretFileError> {
     parse(path, &content(path)?)
 }
 
-/// Reads a file of secrets, and goes on reading it as long as anybody listens. What cannot be used
-/// changes nothing. Needs a tokio runtime around it.
+/// Reads a file of secrets, and goes on reading it as long as anybody listens, saying in
+/// `metrics` which secrets hold. What cannot be used changes nothing. Needs a tokio runtime around it.
 ///
 /// # Errors
 ///
 /// When it cannot be read at first, or holds something else.
-pub fn watch(path: &Path) -> Result<watch::Receiver<ClusterSecrets>, SecretFileError> {
+pub fn watch(path: &Path, metrics: Metrics) -> Result<watch::Receiver<ClusterSecrets>, SecretFileError> {
     let (file, secrets) = SecretFile::open(path)?;
     let (sender, receiver) = watch::channel(secrets);
-    tokio::spawn(reread(file, sender));
+    metrics.set_cluster_secrets(&receiver.borrow());
+    tokio::spawn(reread(file, sender, metrics));
     Ok(receiver)
 }
 
-async fn reread(mut file: SecretFile, secrets: watch::Sender<ClusterSecrets>) {
+async fn reread(mut file: SecretFile, secrets: watch::Sender<ClusterSecrets>, metrics: Metrics) {
     let mut complaint = None;
     loop {
         tokio::select! {
@@ -72,7 +75,9 @@ async fn reread(mut file: SecretFile, secrets: watch::Sender<ClusterSecrets>) {
             Ok(news) => {
                 complaint = None;
                 if let Some(news) = news {
-                    info!(secrets = news.client_passwords().count(), "cluster secrets were replaced");
+                    let fingerprints: Vec<String> = news.fingerprints().collect();
+                    info!(?fingerprints, "cluster secrets were replaced");
+                    metrics.set_cluster_secrets(&news);
                     secrets.send_replace(news);
                 }
             }

@@ -70,9 +70,24 @@ impl Refusals {
         }
     }
 
+    /// A node hung up as soon as it was dialled, perhaps because it refuses this one.
+    pub(crate) fn mention_hang_up(&self, by: impl fmt::Display) {
+        if self.is_due("hang_up") {
+            warn!(
+                %by,
+                "a node hung up as soon as it was dialled: does it have the same cluster secret as this one? \
+                 Mentioned once a minute at most"
+            );
+        }
+    }
+
     /// Whether it should be mentioned as well.
     fn count(&self, reason: &'static str) -> bool {
         self.0.metrics.stranger_refused(reason);
+        self.is_due(reason)
+    }
+
+    fn is_due(&self, reason: &'static str) -> bool {
         let now = clock::now();
         let mut said = self.0.said.lock().unwrap_or_else(PoisonError::into_inner);
         let due = said.get(reason).is_none_or(|at| now.saturating_duration_since(*at) >= WARNING_INTERVAL);

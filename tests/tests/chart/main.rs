@@ -73,7 +73,7 @@ fn everything_optional() -> Value {
         "prometheusRule": {"enabled": true, "labels": {"a": "b"}},
         "grafanaDashboard": {"enabled": true, "labels": {"a": "b"}, "annotations": {"a": "b"}},
         "networkPolicy": {"enabled": true},
-        "basicAuthSecretName": "mirror-password",
+        "basicAuthSecretName": "mirror-password", "clusterSecret": {"name": "mirrors-only"},
         "spegel": {
             "mirroredRegistries": ["https://docker.io", "*"], "additionalMirrorTargets": ["http://cache.example:5000"],
             "registryFilters": ["^docker\\.io/(private|\"odd\")/", ":latest$"], "prependExisting": true,
@@ -103,7 +103,7 @@ fn go_v0_7() -> Value {
 /// The same without what has been added since.
 fn go_v0_7_alone() -> Value {
     let mut values = go_v0_7();
-    for added in ["networkPolicy", "prometheusRule", "extraVolumes", "extraInitContainers"] {
+    for added in ["networkPolicy", "prometheusRule", "clusterSecret", "extraVolumes", "extraInitContainers"] {
         values[added] = Value::Null;
     }
     values["service"]["registry"]["internalTrafficLocal"] = Value::Null;
@@ -252,6 +252,8 @@ fn a_typo_is_an_error_that_names_it() {
         (json!({"service": {"registry": {"nodeport": 1}}}), "nodeport"),
         (json!({"securityContext": {"capabilites": {}}}), "capabilites"),
         (json!({"tolerations": [{"kee": "a"}]}), "kee"),
+        (json!({"clusterSecret": {"secretName": "a"}}), "secretName"),
+        (json!({"clusterSecret": {"key": "a/b"}}), "key"),
         (json!({"spegel": {"logLevel": "LOUD"}}), "logLevel"),
         (json!({"spegel": {"mirroredRegistries": ["docker.io"]}}), "mirroredRegistries"),
         (json!({"spegel": {"additionalMirrorTargets": ["http://a/path"]}}), "additionalMirrorTargets"),

@@ -172,6 +172,25 @@ fn general() -> Vec<Case> {
                 && mounted("registry")
                 && mounted("configuration")
         }),
+        case("clusterSecret.name", json!("mirrors-only"), |o| {
+            let given = |container| {
+                let mount = o.mount(container, "cluster-secret");
+                mount["mountPath"] == "/etc/secrets/cluster"
+                    && mount["readOnly"] == true
+                    && mount["subPath"] == Value::Null
+                    && one_flag(o, container, "--cluster-secret-file", "/etc/secrets/cluster/secret")
+            };
+            let secret = &o.volume("cluster-secret")["secret"];
+            secret["secretName"] == "mirrors-only"
+                && secret["items"] == json!([{"key": "secret", "path": "secret"}])
+                && secret["defaultMode"] == 0o400
+                && given("registry")
+                && given("configuration")
+        }),
+        case("clusterSecret.key", json!("own"), |o| {
+            o.volume("cluster-secret")["secret"]["items"] == json!([{"key": "own", "path": "secret"}])
+        })
+        .given(json!({"clusterSecret": {"name": "mirrors-only"}})),
         case("networkPolicy.enabled", json!(true), |o| {
             let rules = &o.get("NetworkPolicy", "spegel")["spec"]["ingress"];
             let ports =

@@ -269,6 +269,7 @@ impl Cluster {
             }
         });
         arguments.extend(self.options.spegel_args.iter().cloned());
+        arguments.extend(node.cluster_secret_argument());
         arguments
     }
 

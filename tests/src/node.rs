@@ -169,12 +169,56 @@ impl Node {
     /// If the command fails.
     pub fn configure_mirror(&self) -> Result<(), String> {
         let _first_time = fs::remove_dir_all(&self.paths.hosts);
+        self.write_mirror_configuration()
+    }
+
+    /// Runs `spegel configuration` over what it has written before, as a restarted pod does.
+    ///
+    /// # Errors
+    /// If the command fails.
+    pub fn write_mirror_configuration(&self) -> Result<(), String> {
         let mut command = self.netns.command(spegel_binary());
         command.arg("configuration");
         command.arg(format!("--containerd-registry-config-path={}", self.paths.hosts.display()));
         command.arg(format!("--mirrored-registries=http://{REGISTRY}"));
         command.arg(format!("--mirror-targets=http://{}", self.mirror_address()));
+        command.args(self.cluster_secret_argument());
         run(command).map(drop)
+    }
+
+    /// Gives the node's mirror a cluster secret, or another one, as the kubelet replaces what is mounted.
+    pub fn put_cluster_secret(&self, secrets: &[&str]) {
+        let new = self.dir.join("cluster-secret.new");
+        self.write(&new, &secrets.join("\n"));
+        fs::rename(&new, self.cluster_secret_file()).expect("the node's directory is ours");
+    }
+
+    fn cluster_secret_file(&self) -> PathBuf {
+        self.dir.join("cluster-secret")
+    }
+
+    /// The flag that names the node's cluster secret, if it has one.
+    pub(crate) fn cluster_secret_argument(&self) -> Option<String> {
+        let file = self.cluster_secret_file();
+        file.exists().then(|| format!("--cluster-secret-file={}", file.display()))
+    }
+
+    /// Gives the node's mirror and its containerd a user name and password, where the chart mounts them.
+    pub fn put_basic_auth(&self, username: &str, password: &str) {
+        // `ip netns exec` puts what is below /etc/netns/NAME over what is of the same name in /etc, if that is there.
+        let dir = PathBuf::from(format!("/etc/netns/{}/secrets/basic-auth", self.netns.name()));
+        fs::create_dir_all("/etc/secrets").expect("the harness runs as root");
+        fs::create_dir_all(&dir).expect("the harness runs as root");
+        self.write(&dir.join("username"), username);
+        self.write(&dir.join("password"), password);
+    }
+
+    /// What containerd shows to the mirror, out of the configuration that was written for it.
+    #[must_use]
+    pub fn authorization(&self) -> Option<String> {
+        let text = fs::read_to_string(self.paths.hosts.join(REGISTRY).join("hosts.toml")).ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix("Authorization = "))?;
+        Some(line.trim_matches('\'').to_owned())
     }
 
     /// The mirror of this node as its containerd reaches it.
@@ -288,12 +332,19 @@ impl Node {
         self.connect(self.mirror_address())
     }
 
-    /// GET at this node's own mirror.
+    /// GET at this node's own mirror, with what containerd shows it.
     ///
     /// # Errors
     /// If no answer comes.
     pub fn get(&self, path: &str, headers: &[(&str, &str)]) -> Result<Answer, String> {
-        self.client()?.get(path, headers)
+        self.ask("GET", path, headers)
+    }
+
+    fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Result<Answer, String> {
+        let authorization = self.authorization();
+        let own = authorization.iter().map(|value| ("Authorization", value.as_str()));
+        let headers: Vec<(&str, &str)> = headers.iter().copied().chain(own).collect();
+        self.client()?.request(method, path, &headers)
     }
 
     /// Whether this node's mirror can get what the path names, from here or from a peer.
@@ -301,7 +352,7 @@ impl Node {
     /// # Errors
     /// With the status it answered instead.
     pub fn finds(&self, path: &str) -> Result<(), String> {
-        match self.client()?.request("HEAD", path, &[("Connection", "close")])?.status {
+        match self.ask("HEAD", path, &[("Connection", "close")])?.status {
             200 => Ok(()),
             status => Err(format!("{}: {status} for {path}", self.name)),
         }

@@ -155,7 +155,7 @@ fn message(addr: SocketAddr, request: &PeerRequest) -> Result<String, FetchError
     if let Some(range) = request.range {
         add(&mut text, "range", &range.to_string());
     }
-    for (name, value) in request.shown.headers() {
+    if let Some((name, value)) = request.shown.header() {
         add(&mut text, name, value);
     }
     Ok(text + "\r\n")

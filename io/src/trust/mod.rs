@@ -2,9 +2,11 @@
 //! made with the secret of the cluster. Decides nothing: what is signed and what is believed says
 //! [`spegel_core::ClusterSecrets`]; this brings it headers and the time, and counts who was refused.
 //!
-//! Two kinds of requests reach the registry. Nodes, which say so by a header, sign what they ask.
-//! Everybody else is a client, containerd as a rule, which cannot sign: it gives a user name and
-//! password out of `hosts.toml`, either those that the operator chose or some derived from the secret.
+//! Two kinds of requests reach the registry of a cluster with a secret. Nodes, which say so by a
+//! header, sign what they ask, and show nothing else: a stranger may have got the address of a node,
+//! and must not be handed a password. Everybody else is a client, containerd as a rule, which cannot
+//! sign: it gives a user name and password out of `hosts.toml`, either those that the operator chose
+//! or some derived from the secret. Without a secret, nodes give those that were chosen as well.
 
 mod file;
 mod refusals;
@@ -42,8 +44,8 @@ struct Cluster {
 }
 
 impl Trust {
-    /// Trusts clients with `credentials`, which nodes give to each other too, and nodes that have
-    /// the secrets. Without either, everybody. `me` is this node.
+    /// Trusts clients with `credentials`, and nodes that have one of the secrets, or without secrets
+    /// those with `credentials`. Without either, everybody. `me` is this node.
     #[must_use]
     pub fn new(
         me: PeerId,
@@ -61,34 +63,32 @@ impl Trust {
 
     fn judge(&self, request: &Parts) -> Result<Admitted, OciError> {
         let headers = &request.headers;
-        if self.credentials.as_ref().is_some_and(|credentials| !credentials.are_in(headers)) {
-            return Err(OciError::Unauthorized);
-        }
-        let Some(cluster) = &self.cluster else { return Ok(Admitted(None)) };
-        if is_mirrored(headers) {
-            return cluster.verify(request).map(Some).map(Admitted);
-        }
-        if self.credentials.is_none() && !cluster.knows_client(headers) {
-            return Err(OciError::Unauthorized);
-        }
-        Ok(Admitted(None))
+        let known = match (&self.cluster, &self.credentials) {
+            (Some(cluster), _) if is_mirrored(headers) => {
+                return cluster.verify(request).map(Some).map(Admitted);
+            }
+            (_, Some(credentials)) => credentials.are_in(headers),
+            (Some(cluster), None) => cluster.knows_client(headers),
+            (None, None) => true,
+        };
+        if known { Ok(Admitted(None)) } else { Err(OciError::Unauthorized) }
     }
 
     /// What to show to a node that is asked.
     pub(crate) fn show(&self, peer: &PeerId, method: &Method, target: &str) -> Shown {
-        let sign = |cluster: &Cluster| {
-            let request = NodeRequest { peer, method: method.as_str(), target };
-            cluster.secrets.borrow().sign(request, clock::unix_ms())
-        };
-        Shown {
-            authorization: self.credentials.as_ref().map(|credentials| credentials.header().clone()),
-            signed: self.cluster.as_ref().map(sign),
+        match (&self.cluster, &self.credentials) {
+            (Some(cluster), _) => {
+                let request = NodeRequest { peer, method: method.as_str(), target };
+                Shown::Signature(cluster.secrets.borrow().sign(request, clock::unix_ms()))
+            }
+            (None, Some(credentials)) => Shown::Credentials(credentials.header().clone()),
+            (None, None) => Shown::Nothing,
         }
     }
 
     /// Whether an answer with content comes from the node that was asked.
     pub(crate) fn believes(&self, shown: &Shown, answer: &response::Parts) -> bool {
-        let Some(signed) = &shown.signed else { return true };
+        let Shown::Signature(signed) = shown else { return true };
         let text = |name| answer.headers.get(name).map(HeaderValue::as_bytes);
         let digest = text(DIGEST_HEADER).and_then(|digest| std::str::from_utf8(digest).ok());
         let genuine = digest
@@ -127,18 +127,20 @@ impl fmt::Debug for Trust {
 
 /// What a node is shown along with a request.
 #[derive(Clone, Debug)]
-pub(crate) struct Shown {
-    authorization: Option<HeaderValue>,
-    signed: Option<SignedRequest>,
+pub(crate) enum Shown {
+    Nothing,
+    Credentials(HeaderValue),
+    Signature(SignedRequest),
 }
 
 impl Shown {
-    /// Names and values of headers.
-    pub(crate) fn headers(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        let authorization = self.authorization.as_ref().and_then(|value| value.to_str().ok());
-        let signature = self.signed.as_ref().map(|signed| signed.signature.as_str());
-        let authorization = authorization.map(|value| (header::AUTHORIZATION.as_str(), value));
-        authorization.into_iter().chain(signature.map(|value| (SIGNATURE_HEADER, value)))
+    /// Name and value of a header.
+    pub(crate) fn header(&self) -> Option<(&'static str, &str)> {
+        match self {
+            Self::Nothing => None,
+            Self::Credentials(value) => Some((header::AUTHORIZATION.as_str(), value.to_str().ok()?)),
+            Self::Signature(signed) => Some((SIGNATURE_HEADER, &signed.signature)),
+        }
     }
 }
 

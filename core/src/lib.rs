@@ -33,6 +33,7 @@ mod rng;
 mod test_time;
 mod trust;
 
+pub mod check;
 pub mod oci;
 
 pub use crate::{

@@ -45,6 +45,12 @@ pub(crate) enum Command {
     Cleanup(Cleanup),
     /// Wait until every `cleanup` says that it is done.
     CleanupWait(CleanupWait),
+    /// Say what keeps this node from mirroring, and what to do about it.
+    ///
+    /// Exits with 0 if nothing is wrong as far as can be seen, 1 if the check could not be run, 2 if something keeps
+    /// the node from mirroring, 3 if something costs but does not. What the flags leave open is what the registry was
+    /// told that runs here, else what is usual on such a node.
+    Check(Box<Check>),
     /// Print the version.
     Version(Version),
 }
@@ -143,6 +149,14 @@ pub(crate) struct Registry {
     #[arg(long, env = "CLUSTER_SECRET_FILE", default_value = "")]
     pub(crate) cluster_secret_file: String,
 
+    /// Directory that containerd reads registry configuration from, for the check.
+    #[arg(long, env = "CONTAINERD_REGISTRY_CONFIG_PATH", default_value = "/etc/containerd/certs.d")]
+    pub(crate) containerd_registry_config_path: PathBuf,
+
+    /// Where the node's configuration is seen, for the check: its directories are looked for below this one.
+    #[arg(long, env = "NODE_ROOT", default_value = "/")]
+    pub(crate) node_root: PathBuf,
+
     /// Zone of this node; content is fetched from the same zone first.
     #[arg(long, env = "ZONE", default_value = "")]
     pub(crate) zone: String,
@@ -209,6 +223,47 @@ pub(crate) struct CleanupWait {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// text, a line for each finding, or json.
+    #[arg(long, default_value = "text")]
+    pub(crate) output: OutputFormat,
+
+    /// containerd's socket.
+    #[arg(long, env = "CONTAINERD_SOCK")]
+    pub(crate) containerd_sock: Option<PathBuf>,
+
+    /// containerd namespace that is mirrored.
+    #[arg(long, env = "CONTAINERD_NAMESPACE")]
+    pub(crate) containerd_namespace: Option<String>,
+
+    /// containerd's content directory.
+    #[arg(long, env = "CONTAINERD_CONTENT_PATH")]
+    pub(crate) containerd_content_path: Option<PathBuf>,
+
+    /// Directory that containerd reads registry configuration from.
+    #[arg(long, env = "CONTAINERD_REGISTRY_CONFIG_PATH")]
+    pub(crate) containerd_registry_config_path: Option<PathBuf>,
+
+    /// Registries that are mirrored, as URLs.
+    #[arg(long, num_args = 0..)]
+    pub(crate) mirrored_registries: Vec<String>,
+
+    /// Where the registry serves metrics; it tells what other nodes there are.
+    #[arg(long, env = "METRICS_ADDR", value_parser = listen_addr)]
+    pub(crate) metrics_addr: Option<Listen>,
+
+    /// Where the node's configuration is seen: its directories are looked for below this one.
+    #[arg(long, env = "NODE_ROOT")]
+    pub(crate) node_root: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum OutputFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Version {
     /// text or json.
     #[arg(long, default_value = "text")]
@@ -237,7 +292,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Exi
             Exit::Print(error.to_string())
         } else if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
             // clap would print its help, whose first line is no complaint.
-            let commands = "registry, configuration, cleanup, cleanup-wait or version";
+            let commands = "registry, configuration, cleanup, cleanup-wait, check or version";
             Exit::Wrong(format!("no command was given: expected {commands}; see spegel --help"))
         } else {
             Exit::Wrong(one_line(&error.to_string()))
@@ -258,6 +313,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Exi
                 return Err(Exit::Wrong(message.to_owned()));
             }
         }
+        Command::Check(flags) => list_from_env(&mut flags.mirrored_registries, "MIRRORED_REGISTRIES")?,
         Command::Cleanup(_) | Command::CleanupWait(_) | Command::Version(_) => {}
     }
     Ok(cli)
@@ -336,7 +392,7 @@ mod tests {
 
     #[test]
     fn errors_are_one_line_that_names_the_flag() {
-        let cases: [&[&str]; 17] = [
+        let cases: [&[&str]; 18] = [
             &[],
             &["nonsense"],
             &["version", "more"],
@@ -351,6 +407,7 @@ mod tests {
             &["registry", "--mirror-resolve-retries", "-1"],
             &["registry", "--debug-web-enabled=perhaps"],
             &["configuration"],
+            &["check", "--output", "xml"],
             &["cleanup"],
             &["cleanup-wait"],
             &["cleanup-wait", "--probe-endpoint", "a:80", "--threshold", "many", "--period", "2"],

@@ -1,5 +1,6 @@
 //! The `spegel` command: flags, wiring, signals.
 
+mod check;
 mod cli;
 mod go_duration;
 mod registry;
@@ -35,16 +36,25 @@ fn main() -> ExitCode {
     };
     let runs = match &cli.command {
         Command::Version(version) => return print(&version_text(version.format)),
-        Command::Registry(_) | Command::Configuration(_) | Command::Cleanup(_) | Command::CleanupWait(_) => {
-            runtime()
-        }
+        Command::Registry(_)
+        | Command::Configuration(_)
+        | Command::Cleanup(_)
+        | Command::CleanupWait(_)
+        | Command::Check(_) => runtime(),
     };
     let runtime = match runs {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("threads cannot be started: {error}")),
     };
     log_to_stderr(cli.log_level);
-    match runtime.block_on(run(cli.command)) {
+    let command = match cli.command {
+        Command::Check(flags) => {
+            let (text, code) = runtime.block_on(check::run(*flags));
+            return if print(&text) == ExitCode::SUCCESS { code } else { ExitCode::FAILURE };
+        }
+        command => command,
+    };
+    match runtime.block_on(run(command)) {
         Ok(()) => {
             info!("exit gracefully");
             ExitCode::SUCCESS
@@ -91,7 +101,7 @@ async fn run(command: Command) -> Result<(), Box<dyn Error>> {
                 () = terminated()? => Err("ended before every cleanup had answered".into()),
             }
         }
-        Command::Version(_) => unreachable!("printed before the runtime was started"),
+        Command::Check(_) | Command::Version(_) => unreachable!("answered before"),
     }
 }
 

@@ -5,6 +5,7 @@ use std::{error::Error, future::Future, net::SocketAddr, path::Path, time::Durat
 use axum::Router;
 use spegel_core::{Config, FilterError, Filters, Input, Node, Zone};
 use spegel_io::{
+    check::{self, CheckSettings, Checks},
     clock,
     containerd::{Containerd, ContainerdSettings},
     content::{self, ContentDir},
@@ -60,6 +61,12 @@ pub(crate) async fn run(flags: Registry, terminated: impl Future<Output = ()>) -
         content_path: flags.containerd_content_path,
     };
     containerd.check_content_path()?;
+    let checked = CheckSettings {
+        containerd: containerd.clone(),
+        registry_config_path: flags.containerd_registry_config_path,
+        mirrored_registries: Some(flags.mirrored_registries),
+        node_root: flags.node_root,
+    };
     let basic_auth = BasicAuth::read(Path::new(BASIC_AUTH_DIR))?;
     let credentials = basic_auth.map(|auth| Credentials::new(&auth.username, &auth.password));
     let metrics = Metrics::of_process();
@@ -145,7 +152,9 @@ pub(crate) async fn run(flags: Registry, terminated: impl Future<Output = ()>) -
     };
     serve(registry_listeners, registry.into_router(), DRAIN_MAX);
     let shown = flags.debug_web_enabled.then_some(identity.peer);
-    serve(metrics_listeners, metrics::router(metrics, reports, shown), DEBUG_DRAIN_MAX);
+    let checks = Checks::spawn(checked, reports.clone(), metrics.clone());
+    let debug = if flags.debug_web_enabled { check::router(checks) } else { Router::new() };
+    serve(metrics_listeners, metrics::router(metrics, reports, shown, debug), DEBUG_DRAIN_MAX);
     serve(id_listeners, id_router(identity.peer, control.listening()), DEBUG_DRAIN_MAX);
     info!(peer = %identity.peer, "mirror is running");
 

@@ -2,6 +2,7 @@
 //! other. They turn the world into inputs and outputs into the world, and hold no policy: no
 //! retry, no timeout value, no choice of peer that the core did not make.
 
+pub mod check;
 pub mod cleanup;
 pub mod clock;
 pub mod containerd;

@@ -248,6 +248,7 @@ impl Cluster {
             format!("--metrics-addr=:{METRICS_PORT}"),
             format!("--containerd-sock={}", node.paths.socket.display()),
             format!("--containerd-content-path={}", node.paths.content().display()),
+            format!("--containerd-registry-config-path={}", node.paths.hosts.display()),
             "--containerd-namespace=k8s.io".to_owned(),
             format!("--data-dir={}", node.dir.join("data").display()),
             format!("--mirrored-registries=http://{REGISTRY}"),

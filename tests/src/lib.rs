@@ -8,6 +8,7 @@
 //! `std::thread::scope` is there when two things must happen at once.
 #![allow(clippy::disallowed_methods, reason = "real parts run on the real clock; nothing here is simulated")]
 
+mod check;
 mod cluster;
 mod container;
 mod containerd;
@@ -27,6 +28,7 @@ mod sweep;
 mod upstream;
 mod wait;
 
+pub use check::Checked;
 pub use cluster::{Bootstrap, Cluster, ClusterOptions, IpFamily};
 pub use container::Container;
 pub use ctr::Puller;
@@ -36,7 +38,7 @@ pub use http::{Answer, BodyEnd, HttpClient};
 pub use image::{Blob, Image, ImageSpec, digest_of};
 pub use netns::{LinkBytes, NetNs, SocketBytes};
 pub use node::Node;
-pub use parts::{Generation, helm, image_archive, promtool, spegel_binary};
+pub use parts::{Generation, helm, image_archive, outdated_containerd, promtool, spegel_binary};
 pub use process::Process;
 pub use stand_in::{StandIn, answer_status, request_head, stay_silent};
 pub use sweep::{clean_up, clean_up_on_signal, interrupted, leftovers};

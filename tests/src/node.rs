@@ -94,7 +94,17 @@ impl Node {
 
     /// Starts containerd without waiting for it.
     pub fn spawn_containerd(&self) {
-        let mut command = self.netns.command_with_cgroups(self.generation.containerd());
+        self.spawn_containerd_with(&[]);
+    }
+
+    /// Starts containerd with variables in its environment.
+    pub fn spawn_containerd_with(&self, variables: &[(&str, &str)]) {
+        self.spawn_containerd_as(&self.generation.containerd(), variables);
+    }
+
+    /// Starts a containerd of the test's choice, with variables in its environment.
+    pub fn spawn_containerd_as(&self, program: &Path, variables: &[(&str, &str)]) {
+        let mut command = self.netns.command_with_cgroups(program);
         // Without these it would look for a proxy, a tracing collector or a notify socket of this machine.
         command.arg("--config").arg(&self.paths.config).env_remove("NOTIFY_SOCKET");
         // Its shim is looked for there, and one of another generation may speak differently.
@@ -102,6 +112,7 @@ impl Node {
         for proxy in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
             command.env_remove(proxy);
         }
+        command.envs(variables.iter().copied());
         let process = Process::spawn("containerd", command, &self.dir.join("containerd.log"));
         *lock(&self.containerd) = Some(process);
     }
@@ -138,6 +149,34 @@ impl Node {
     /// SIGKILL to containerd.
     pub fn kill_containerd(&self) {
         *lock(&self.containerd) = None;
+    }
+
+    /// Its configuration file.
+    #[must_use]
+    pub fn containerd_config(&self) -> &Path {
+        &self.paths.config
+    }
+
+    /// Changes its configuration file and starts it anew.
+    pub fn reconfigure_containerd(&self, change: impl FnOnce(String) -> String) {
+        let text = fs::read_to_string(&self.paths.config).expect("the harness wrote it");
+        let changed = change(text.clone());
+        assert_ne!(changed, text, "the change changes nothing");
+        self.write(&self.paths.config, &changed);
+        self.stop_containerd();
+        self.start_containerd();
+    }
+
+    /// Where it looks for registries.
+    #[must_use]
+    pub fn registry_config_path(&self) -> &Path {
+        &self.paths.hosts
+    }
+
+    /// Its content store.
+    #[must_use]
+    pub fn content_path(&self) -> PathBuf {
+        self.paths.content()
     }
 
     /// containerd's socket, to see when it is back.

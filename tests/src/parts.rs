@@ -46,6 +46,14 @@ impl Generation {
     }
 }
 
+/// A containerd that is older than all that are promised to work.
+#[must_use]
+pub fn outdated_containerd() -> PathBuf {
+    let path = parts_dir().join("containerd-1.4/usr/bin/containerd");
+    assert!(path.exists(), "{} is missing: run .ci/install (as root) first", path.display());
+    path
+}
+
 /// The `spegel` binary under test: `SPEGEL_BIN`, or the release build.
 #[must_use]
 pub fn spegel_binary() -> PathBuf {

@@ -6,8 +6,9 @@ use super::{Check, ContentStore, Facts, Finding, Known, Settings, SettingsSource
 /// registries that the kubelet's pulls use, or are untested.
 pub const VERSION_MIN: (u64, u64) = (1, 6);
 
-/// From here on the images plugin has a section of its own.
-const VERSION_SPLIT_CRI: (u64, u64) = (2, 0);
+/// From here on the CRI plugin is several, which do not tell their settings, and the one for images has a
+/// section of its own.
+pub const VERSION_SPLIT_CRI: (u64, u64) = (2, 0);
 
 /// From here on the CRI plugin pulls by the transfer service, unless a setting rules that out.
 const VERSION_TRANSFER: (u64, u64) = (2, 1);
@@ -38,8 +39,9 @@ pub(super) fn reachable(facts: &Facts) -> Finding {
     }
 }
 
-/// `1.6.20~ds1`, `v2.1.9`, `2.0.0-rc.1` and the like.
-fn major_minor(version: &str) -> Option<(u64, u64)> {
+/// Major and minor of a version such as `1.6.20~ds1`, `v2.1.9` or `2.0.0-rc.1`.
+#[must_use]
+pub fn major_minor(version: &str) -> Option<(u64, u64)> {
     let mut numbers = version.trim_start_matches('v').split('.');
     let leading = |text: &str| {
         let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -77,7 +79,7 @@ pub(super) fn config_path(facts: &Facts) -> Finding {
     if !dirs.contains(&ours) {
         let summary = format!("containerd reads {theirs}, but hosts.toml is written to {ours}{source}.");
         return Finding::error(CHECK, summary).advise(format!(
-            "{set}, or have Spegel write there with --containerd-registry-config-path={} (chart: spegel.containerdRegistryConfigPath).",
+            "{set} Or have Spegel write there, with --containerd-registry-config-path={} (chart: spegel.containerdRegistryConfigPath).",
             dirs[0],
         ));
     }
@@ -156,7 +158,7 @@ pub(super) fn content_path(facts: &Facts) -> Finding {
             }
             Some((looked, present)) if present < looked => Finding::warning(
                 CHECK,
-                format!("Of {looked} blobs that containerd has, {} are not in {path}.", looked - present),
+                format!("Of {looked} blobs that containerd has, only {present} are in {path}."),
             )
             .advise("Look for errors of the disk; `ctr content ls` lists what containerd thinks it has."),
             Some((0, _)) => Finding::unknown(

@@ -114,7 +114,7 @@ pub enum StoreDir {
 /// A directory in containerd's registry configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HostsDir {
-    /// Its `hosts.toml` was written by Spegel; these are its hosts, in order.
+    /// Its `hosts.toml` was written by Spegel; these are the mirror's own addresses in it, in order.
     Ours(Vec<String>),
     /// Somebody else's `hosts.toml`; these are its hosts, in order.
     Foreign(Vec<String>),

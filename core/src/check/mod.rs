@@ -18,7 +18,7 @@ use std::{fmt, time::Duration};
 use serde::Serialize;
 
 pub use self::{
-    containerd::VERSION_MIN,
+    containerd::{VERSION_MIN, VERSION_SPLIT_CRI, major_minor},
     distribution::Distribution,
     facts::{
         ContainerdFacts, ContentStore, Facts, HostsDir, Known, PeerProbe, Settings, SettingsSource, StoreDir,
@@ -29,7 +29,10 @@ pub use self::{
 
 /// How often the running registry checks itself. Shorter and a large cluster's nodes knock at each other
 /// for nothing; longer and a repair takes as long to show.
-pub const INTERVAL: Duration = Duration::from_secs(300);
+const INTERVAL: Duration = Duration::from_secs(300);
+
+/// How often while something is wrong, so that a repair shows soon. Shorter only asks more.
+const INTERVAL_TROUBLED: Duration = Duration::from_secs(60);
 
 /// How long after its start the registry checks itself for the first time. Shorter and the cluster is not
 /// known yet; longer and a node that was set up wrongly looks well for that time.
@@ -257,4 +260,13 @@ pub fn level_of(check: Check, findings: &[Finding]) -> Level {
 #[must_use]
 pub fn worst(findings: &[Finding]) -> Level {
     findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Unknown)
+}
+
+/// When the running registry checks itself next, after findings of which this is the worst level.
+#[must_use]
+pub const fn interval_after(worst: Level) -> Duration {
+    match worst {
+        Level::Ok | Level::Unknown => INTERVAL,
+        Level::Warning | Level::Error => INTERVAL_TROUBLED,
+    }
 }

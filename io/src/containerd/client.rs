@@ -25,7 +25,7 @@ use super::{ContainerdSettings, events, listing};
 /// Largest message taken from containerd. It sends at most 16 MiB unless configured otherwise, and
 /// the list of images comes in one message. Smaller and a node with very many images can't be
 /// listed; larger only lets a broken containerd take more of our memory.
-const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+pub(super) const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Most content taken from one listing. Smaller and a large node can't be listed; larger only
 /// lets a broken containerd take more of our memory.
@@ -84,7 +84,7 @@ pub enum ContainerdError {
 }
 
 impl ContainerdError {
-    fn rpc(rpc: &'static str, status: &Status) -> Self {
+    pub(super) fn rpc(rpc: &'static str, status: &Status) -> Self {
         Self::Rpc { rpc, code: status.code(), cause: explain(status) }
     }
 
@@ -124,7 +124,7 @@ fn explain(error: &dyn std::error::Error) -> String {
 /// question is answered by a containerd whose events are not heard.
 #[derive(Clone, Debug)]
 pub(super) struct Client {
-    channel: Channel,
+    pub(super) channel: Channel,
     namespace: AsciiMetadataValue,
 }
 
@@ -209,11 +209,11 @@ impl Client {
         ImagesClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    fn contents(&self) -> ContentClient<Channel> {
+    pub(super) fn contents(&self) -> ContentClient<Channel> {
         ContentClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    fn request<T>(&self, message: T) -> Request<T> {
+    pub(super) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.metadata_mut().insert("containerd-namespace", self.namespace.clone());
         request

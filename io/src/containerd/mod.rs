@@ -14,6 +14,7 @@ mod client;
 mod events;
 mod listing;
 mod session;
+mod survey;
 
 use std::{
     path::PathBuf,
@@ -30,6 +31,7 @@ use tokio::{
 };
 
 pub use self::client::ContainerdError;
+pub(crate) use self::survey::{Survey, listener_pid, survey};
 use self::{
     client::{Client, within},
     session::Session,

@@ -14,6 +14,7 @@
 mod auth;
 mod files;
 mod origin;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -26,6 +27,7 @@ use std::{
 
 pub use auth::{BASIC_AUTH_DIR, BasicAuth};
 use origin::Origin;
+pub(crate) use survey::survey;
 /// The pure part of dealing with files of other hands, for the fuzzer.
 #[doc(hidden)]
 pub use text::{is_ours as is_ours_text, kept_hosts as kept_hosts_of};
@@ -120,7 +122,7 @@ fn advice(error: &io::Error) -> &'static str {
 /// Wrong flags and files that cannot be kept are found before anything is changed. After an error
 /// of the file system, the next run continues.
 pub fn configure(settings: &HostsTomlSettings) -> Result<(), HostsTomlError> {
-    let mirrored = mirrored(settings)?;
+    let mirrored = mirrored(&settings.mirrored_registries)?;
     let targets = targets(settings)?;
     let root = settings.config_path.as_path();
     let backup = root.join(BACKUP);
@@ -189,11 +191,20 @@ pub fn restore(config_path: &Path) -> Result<(), HostsTomlError> {
     files::remove_all(&backup)
 }
 
+/// The names of the directories that [`configure`] writes for these registries.
+///
+/// # Errors
+///
+/// If one is no registry.
+pub(crate) fn directories(mirrored_registries: &[String]) -> Result<Vec<String>, HostsTomlError> {
+    Ok(mirrored(mirrored_registries)?.into_keys().collect())
+}
+
 /// The registries by the names of their directories; `None` is all others.
-fn mirrored(settings: &HostsTomlSettings) -> Result<BTreeMap<String, Option<Origin>>, HostsTomlError> {
+fn mirrored(registries: &[String]) -> Result<BTreeMap<String, Option<Origin>>, HostsTomlError> {
     let mut mirrored = BTreeMap::new();
     let mut problems = Vec::new();
-    for text in &settings.mirrored_registries {
+    for text in registries {
         if text == WILDCARD || text == "*" {
             if mirrored.insert(WILDCARD.to_owned(), None).is_some() {
                 problems.push(format!("--mirrored-registries: {text:?}: at most one wildcard is allowed"));

@@ -56,18 +56,39 @@ fn is_server(line: &str) -> bool {
     line.starts_with("server = 'http") && line.ends_with('\'')
 }
 
+/// The hosts that this program wrote into a file; what it kept of another's comes after them.
+pub(super) fn own_hosts(content: &[u8]) -> Vec<String> {
+    let text = std::str::from_utf8(content).unwrap_or_default();
+    let mut lines = text.lines();
+    let mut hosts = Vec::new();
+    while let Some(line) = lines.next() {
+        let host = line.strip_prefix("[host.'").and_then(|line| line.strip_suffix("']"));
+        let Some(host) = host else { continue };
+        let written = lines.next().is_some_and(|line| line == PULL || line == PULL_AND_RESOLVE)
+            && lines.next() == Some(DIAL_TIMEOUT);
+        if !written {
+            break;
+        }
+        hosts.push(host.to_owned());
+    }
+    hosts
+}
+
+/// The hosts that a file names, in order.
+pub(super) fn hosts(content: &[u8]) -> Result<Vec<String>, (usize, String)> {
+    let document = parse(content)?;
+    let Some(hosts) = document.get("host") else { return Ok(Vec::new()) };
+    let table = hosts.as_table_like().ok_or_else(|| (1, "host is not a table".to_owned()))?;
+    Ok(table.iter().map(|(name, _)| name.to_owned()).collect())
+}
+
 /// The hosts of a foreign file, in their order and our format. Its `server` and what else it says
 /// about the registry itself is for ours to say, and so is what it says of our `targets`: a host
 /// that is named twice keeps containerd from reading the file, and from pulling at all.
 pub fn kept_hosts(content: &[u8], targets: &[String]) -> Result<String, (usize, String)> {
-    let line_at = |offset: usize| 1 + content.iter().take(offset).filter(|byte| **byte == b'\n').count();
-    let text = std::str::from_utf8(content)
-        .map_err(|error| (line_at(error.valid_up_to()), "not UTF-8 text".to_owned()))?;
-    let document = Document::parse(text).map_err(|error| {
-        (line_at(error.span().map_or(0, |span| span.start)), error.message().replace('\n', ", "))
-    })?;
+    let document = parse(content)?;
     let Some(hosts) = document.get("host") else { return Ok(String::new()) };
-    let wrong = |what: &str| (line_at(position(hosts)), format!("{what} is not a table"));
+    let wrong = |what: &str| (line_at(content, position(hosts)), format!("{what} is not a table"));
     let hosts_table = hosts.as_table_like().ok_or_else(|| wrong("host"))?;
     let mut sections = Vec::new();
     for (name, host) in hosts_table.iter().filter(|(name, _)| !targets.iter().any(|target| target == name)) {
@@ -75,6 +96,20 @@ pub fn kept_hosts(content: &[u8], targets: &[String]) -> Result<String, (usize, 
         write_table(&format!("host.{}", key(name)), host, &mut sections);
     }
     Ok(sections.join("\n\n"))
+}
+
+fn parse(content: &[u8]) -> Result<Document<&str>, (usize, String)> {
+    let text = std::str::from_utf8(content)
+        .map_err(|error| (line_at(content, error.valid_up_to()), "not UTF-8 text".to_owned()))?;
+    Document::parse(text).map_err(|error| {
+        let line = line_at(content, error.span().map_or(0, |span| span.start));
+        (line, error.message().replace('\n', ", "))
+    })
+}
+
+/// The line of a byte, from 1.
+fn line_at(content: &[u8], offset: usize) -> usize {
+    1 + content.iter().take(offset).filter(|byte| **byte == b'\n').count()
 }
 
 fn position(item: &Item) -> usize {

@@ -68,6 +68,7 @@ impl Drop for HttpRequest {
 /// The router on the metrics address.
 pub(super) async fn observe_debug(State(metrics): State<Metrics>, request: Request, next: Next) -> Response {
     let handler = match request.uri().path() {
+        "/debug/web/check" => "/debug/web/check",
         "/debug/web/metadata" => "/debug/web/metadata",
         "/metrics" => "/metrics",
         _ => "other",

@@ -29,7 +29,10 @@ use prometheus_client::{
     },
     registry::Registry,
 };
-use spegel_core::{ClusterSecrets, PeerId, RefuseReason};
+use spegel_core::{
+    ClusterSecrets, PeerId, RefuseReason,
+    check::{self, Check, Finding},
+};
 
 use self::http::observe_debug;
 use crate::{clock, shell::Reports};
@@ -96,6 +99,7 @@ struct Families {
     members: Gauge,
     strangers: Family<Labels<1>, Counter>,
     cluster_secrets: Family<Labels<2>, Gauge>,
+    checks: Family<Labels<1>, Gauge>,
 }
 
 impl Default for Metrics {
@@ -143,6 +147,7 @@ impl Metrics {
             members: Gauge::default(),
             strangers: Family::default(),
             cluster_secrets: Family::default(),
+            checks: Family::default(),
         };
         families.register();
         Self(Arc::new(families))
@@ -224,6 +229,14 @@ impl Metrics {
         for (place, fingerprint) in ["first", "second"].into_iter().zip(secrets.fingerprints()) {
             let labels = [("place", place.into()), ("fingerprint", fingerprint)];
             self.0.cluster_secrets.get_or_create(&labels).set(1);
+        }
+    }
+
+    /// What the check came to.
+    pub(crate) fn checked(&self, findings: &[Finding]) {
+        for check in Check::ALL {
+            let level = check::level_of(check, findings);
+            self.0.checks.get_or_create(&[("name", check.as_str().into())]).set(level.value());
         }
     }
 
@@ -339,6 +352,11 @@ impl Families {
             self.cluster_secrets.clone(),
         );
         registry.register("spegel_members", "Members of the cluster that are alive", self.members.clone());
+        registry.register(
+            "spegel_check",
+            "What keeps this node from mirroring: 2 it does, 1 it costs something, 0 well, -1 cannot be seen",
+            self.checks.clone(),
+        );
     }
 }
 
@@ -346,15 +364,14 @@ fn gauge_value(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-/// What `--metrics-addr` serves: `/metrics`, and who this node is where that is to be shown.
-pub fn router(metrics: Metrics, reports: Reports, shown: Option<PeerId>) -> Router {
+/// What `--metrics-addr` serves: `/metrics`, who this node is where that is to be shown, and `others`.
+pub fn router(metrics: Metrics, reports: Reports, shown: Option<PeerId>, others: Router) -> Router {
     let mut router = Router::new().route("/metrics", routing::get(encode));
     if let Some(peer) = shown {
         router = router.route("/debug/web/metadata", routing::get(move || metadata(peer)));
     }
-    router
-        .layer(axum::middleware::from_fn_with_state(metrics.clone(), observe_debug))
-        .with_state((metrics, reports))
+    let observe = axum::middleware::from_fn_with_state(metrics.clone(), observe_debug);
+    router.with_state((metrics, reports)).merge(others).layer(observe)
 }
 
 async fn encode(State((metrics, reports)): State<(Metrics, Reports)>) -> impl IntoResponse {
@@ -452,6 +469,7 @@ mod tests {
         report.members = vec![report.me.clone(); 2];
         report.bypassed_images = 4;
         metrics.reported(&report);
+        metrics.checked(&[]);
         insta::assert_snapshot!(stable(&metrics.encode()));
     }
 

@@ -81,6 +81,13 @@ implementation's image. It means "the default image"; this chart's flags are not
 {{- end -}}
 {{- end -}}
 
+{{/* The node's directory with containerd's configuration, as far as it lies around its registry configuration. A directory
+at the top of the file system holds more than that. */}}
+{{- define "spegel.nodeConfig" -}}
+{{- $path := clean .Values.spegel.containerdRegistryConfigPath -}}
+{{- ternary (dir $path) $path (regexMatch "^/[^/]+/." (dir $path)) -}}
+{{- end -}}
+
 {{/* Whether the API server takes trafficDistribution: PreferSameNode. */}}
 {{- define "spegel.prefersSameNode" -}}
 {{- semverCompare ">=1.34-0" .Capabilities.KubeVersion.Version -}}

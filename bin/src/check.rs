@@ -1,6 +1,11 @@
 //! `spegel check`: what keeps this node from mirroring, in plain words.
 
-use std::{ffi::OsString, net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{
+    ffi::OsString,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use serde::Serialize;
 use spegel_core::check::{self, Finding, Level};
@@ -10,6 +15,9 @@ use spegel_io::{
 };
 
 use crate::cli::{self, Check, Command, OutputFormat, Registry};
+
+/// Where registries serve metrics unless told otherwise.
+const METRICS_PORT: u16 = 9090;
 
 /// Nothing is wrong, as far as can be seen. 1 is for a check that could not be run.
 const EXIT_WELL: u8 = 0;
@@ -23,9 +31,8 @@ const EXIT_WARNING: u8 = 3;
 /// Looks, and gives what to print and how to exit.
 pub(crate) async fn run(flags: Check) -> (String, ExitCode) {
     let registry = running_registry().and_then(flags_of);
-    let metrics = flags.metrics_addr.as_ref().map(|listen| &listen.0);
-    let metrics = metrics.or_else(|| registry.as_ref().map(|registry| &registry.metrics_addr.0));
-    let peers = peers_of_registry(reachable(metrics.and_then(|addrs| addrs.first()).copied())).await;
+    let metrics = flags.metrics_addr.as_ref().or_else(|| registry.as_ref().map(|told| &told.metrics_addr));
+    let peers = peers_of_registry(reachable(metrics.map_or(&[], |listen| &listen.0))).await;
     let format = flags.output;
     let findings = check::findings(&gather(&settings(flags, registry), peers).await);
     let text = match format {
@@ -86,15 +93,14 @@ fn flags_of(arguments: Vec<OsString>) -> Option<Registry> {
     }
 }
 
-/// Where to ask somebody who listens there on this machine.
-fn reachable(listen: Option<SocketAddr>) -> SocketAddr {
-    const USUAL_PORT: u16 = 9090;
-    match listen {
-        Some(addr) if addr.ip().is_unspecified() => {
-            SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), addr.port())
-        }
-        Some(addr) => addr,
-        None => SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), USUAL_PORT),
+/// Where to ask somebody on this machine who listens there.
+fn reachable(listen: &[SocketAddr]) -> SocketAddr {
+    let addr = listen.iter().find(|addr| addr.is_ipv4()).or_else(|| listen.first());
+    match addr {
+        Some(SocketAddr::V4(v4)) if v4.ip().is_unspecified() => (Ipv4Addr::LOCALHOST, v4.port()).into(),
+        Some(SocketAddr::V6(v6)) if v6.ip().is_unspecified() => (Ipv6Addr::LOCALHOST, v6.port()).into(),
+        Some(addr) => *addr,
+        None => (Ipv4Addr::LOCALHOST, METRICS_PORT).into(),
     }
 }
 
@@ -107,4 +113,60 @@ struct Output<'a> {
 fn json(findings: &[Finding]) -> String {
     let output = Output { worst: check::worst(findings), findings };
     serde_json::to_string_pretty(&output).map_or_else(|error| format!("{error}\n"), |text| text + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_listens_everywhere_is_asked_at_home() {
+        let at = |text: &str| reachable(&spegel_io::listen::parse(text).expect("an address"));
+        assert_eq!(at(":9091"), "127.0.0.1:9091".parse().expect("an address"));
+        assert_eq!(at("[::]:9091"), "[::1]:9091".parse().expect("an address"));
+        assert_eq!(at("10.0.0.1:9091"), "10.0.0.1:9091".parse().expect("an address"));
+        assert_eq!(reachable(&[]), "127.0.0.1:9090".parse().expect("an address"));
+    }
+
+    fn check(args: &[&str]) -> Check {
+        let args = [&["spegel", "check"], args].concat();
+        match cli::parse(args.into_iter().map(OsString::from)).expect("the flags are right").command {
+            Command::Check(flags) => *flags,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_not_said_is_what_the_registry_was_told() {
+        let told = [
+            "registry",
+            "--containerd-sock=/a.sock",
+            "--mirrored-registries",
+            "https://a.test",
+            "--node-root=/node",
+        ];
+        let line = ["/spegel"].iter().chain(&told).map(OsString::from).collect();
+        let registry = flags_of(line);
+        assert!(registry.is_some());
+        let settings = settings(check(&["--containerd-content-path=/content"]), registry);
+        assert_eq!(settings.containerd.socket, PathBuf::from("/a.sock"));
+        assert_eq!(settings.containerd.content_path, PathBuf::from("/content"));
+        assert_eq!(settings.node_root, PathBuf::from("/node"));
+        assert_eq!(settings.mirrored_registries, Some(vec!["https://a.test".to_owned()]));
+    }
+
+    #[test]
+    fn without_a_registry_it_is_what_is_usual() {
+        assert!(flags_of(["/spegel", "version"].map(OsString::from).into()).is_none());
+        let root = tempfile::tempdir().expect("a directory");
+        std::fs::create_dir_all(root.path().join("var/snap/microk8s/current/args")).expect("a directory");
+        let node_root = format!("--node-root={}", root.path().display());
+        let settings = settings(check(&[&node_root]), None);
+        assert_eq!(
+            settings.containerd.socket,
+            PathBuf::from("/var/snap/microk8s/common/run/containerd.sock")
+        );
+        assert_eq!(settings.registry_config_path, PathBuf::from("/var/snap/microk8s/current/args/certs.d"));
+        assert_eq!((settings.mirrored_registries, settings.containerd.namespace.as_str()), (None, "k8s.io"));
+    }
 }

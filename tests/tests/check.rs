@@ -72,7 +72,7 @@ fn own_target(node: &Node) -> String {
 /// Keeps what goes to a port of this node from arriving.
 fn close(node: &Node, port: u16) {
     let rules = format!(
-        "table inet check{port} {{ chain in {{ type filter hook input priority 0; tcp dport {port} drop; }} }}\n"
+        "table inet check{port} {{ chain in {{ type filter hook input priority 0; tcp dport {port} drop; }}; }}\n"
     );
     node.netns().nft(&rules).expect("nft takes the rules");
 }
@@ -125,12 +125,13 @@ fn settings_of_containerd_2_1_are_judged() {
     settings_of(Generation::V2_1);
 }
 
-/// Whether a pull comes by the mirror.
+/// Whether a pull comes by the mirror. Where no `hosts.toml` says otherwise the registry is taken for one with TLS, so
+/// that the pull itself may fail.
 fn is_asked(cluster: &Cluster, node: &Node, tag: &str) -> bool {
     let requests = || cluster.expect("metrics", node.metric("http_request_duration_seconds_count", "/v2/*"));
     let image = cluster.image(&ImageSpec::new("asked", tag, &[1000]));
     let before = requests();
-    cluster.expect("pull", node.pull(Puller::Cri, &image.by_tag()));
+    let _fails_without_hosts_toml = node.pull(Puller::Cri, &image.by_tag());
     requests() > before + 0.5
 }
 
@@ -300,7 +301,7 @@ fn content_path_that_is_not_containerds_is_named() {
     let right = node.content_path().display().to_string();
     for (path, what) in [
         ("/nowhere".to_owned(), "There is no content store at /nowhere"),
-        (node.dir.join("root").display().to_string(), "no directory named blobs"),
+        (node.dir.join("root").display().to_string(), "neither blobs nor ingest"),
     ] {
         let checked = node.check(&[&format!("--containerd-content-path={path}")]);
         expect(&cluster, &checked, ERROR, &[("content_path", "error")]);
@@ -326,7 +327,7 @@ fn proxy_without_an_exception_for_the_mirror_is_named() {
         node.wait_containerd();
         node.check(&[])
     };
-    let checked = proxied(".svc,10.96.0.0/12");
+    let checked = proxied(".svc,10.200.0.0/16");
     expect(&cluster, &checked, ERROR, &[("proxy", "error")]);
     says(&checked, "✘ proxy: ", &format!("Add {} to NO_PROXY", node.address()));
     assert!(!checked.text.contains("secret"), "a password is shown: {}", checked.text);

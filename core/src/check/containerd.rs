@@ -150,7 +150,9 @@ pub(super) fn content_path(facts: &Facts) -> Finding {
     let wrong = |summary: String| Finding::error(CHECK, summary).advise(advice.clone());
     match dir {
         StoreDir::Missing => wrong(format!("There is no content store at {path}.")),
-        StoreDir::NoBlobs => wrong(format!("{path} is no content store: it has no directory named blobs.")),
+        StoreDir::NotAStore => {
+            wrong(format!("{path} is no content store: neither blobs nor ingest is in it."))
+        }
         StoreDir::Unreadable(cause) => wrong(format!("The content store {path} cannot be read: {cause}.")),
         StoreDir::Store => match sample {
             Some((looked, 0)) if *looked > 0 => {

@@ -101,12 +101,12 @@ pub struct ContentStore {
 /// A directory that ought to be a content store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreDir {
-    /// It holds blobs.
+    /// It is one, perhaps without content.
     Store,
     /// There is no such directory.
     Missing,
-    /// It is a directory, but holds no blobs.
-    NoBlobs,
+    /// It is a directory, but not laid out like one.
+    NotAStore,
     /// It cannot be read, and why.
     Unreadable(String),
 }

@@ -135,7 +135,7 @@ const FAULTS: &[Fault] = &[
     }),
     ("content path is another directory", &[Check::ContentPath], |f| {
         f.content.path = "/var/lib/containerd".to_owned();
-        f.content.dir = StoreDir::NoBlobs;
+        f.content.dir = StoreDir::NotAStore;
     }),
     ("content path is not readable", &[Check::ContentPath], |f| {
         f.content.dir = StoreDir::Unreadable("Permission denied (os error 13)".to_owned());

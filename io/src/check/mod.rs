@@ -10,7 +10,7 @@ mod running;
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    io,
     net::SocketAddr,
     path::{Path, PathBuf},
 };
@@ -30,6 +30,7 @@ pub use self::{
 };
 use crate::{
     containerd::{ContainerdSettings, Survey, listener_pid, survey},
+    content::ContentPathError,
     hosts_toml::{self, HostsTomlError},
 };
 
@@ -183,12 +184,13 @@ fn told_settings(config: &serde_json::Value) -> Option<Settings> {
 
 fn content(settings: &CheckSettings, sample: Option<&[Digest]>) -> ContentStore {
     let path = &settings.containerd.content_path;
-    let dir = match fs::read_dir(path) {
-        // read_dir rather than metadata: a directory that can be seen may still not be readable.
-        Ok(_) if path.join("blobs").is_dir() => StoreDir::Store,
-        Ok(_) => StoreDir::NoBlobs,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => StoreDir::Missing,
-        Err(error) => StoreDir::Unreadable(error.to_string()),
+    let dir = match settings.containerd.check_content_path() {
+        Ok(()) => StoreDir::Store,
+        Err(ContentPathError::NotAContentStore { .. }) => StoreDir::NotAStore,
+        Err(ContentPathError::Unreadable { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {
+            StoreDir::Missing
+        }
+        Err(ContentPathError::Unreadable { cause, .. }) => StoreDir::Unreadable(cause.to_string()),
     };
     let blob = |digest: &Digest| path.join("blobs").join(digest.algorithm().as_str()).join(digest.hex());
     let sample = sample.map(|digests| {

@@ -120,6 +120,27 @@ fn every_object_is_one_that_kubernetes_takes() {
     }
 }
 
+/// The check needs containerd's configuration, which lies around its registry configuration, and not all of `/etc`.
+#[test]
+fn pod_sees_no_more_of_the_node_than_containerds_configuration() {
+    for (path, mounted) in [
+        ("/etc/containerd/certs.d", "/etc/containerd"),
+        ("/etc/containerd/certs.d/", "/etc/containerd"),
+        ("/var/lib/rancher/k3s/agent/etc/containerd/certs.d", "/var/lib/rancher/k3s/agent/etc/containerd"),
+        ("/etc/certs.d", "/etc/certs.d"),
+        ("/certs.d", "/certs.d"),
+    ] {
+        let objects =
+            Objects::render(&Chart::with(json!({"spegel": {"containerdRegistryConfigPath": path}})));
+        assert_eq!(objects.volume("node-config")["hostPath"]["path"], mounted, "{path}");
+        assert_eq!(
+            objects.mount("registry", "node-config")["mountPath"],
+            format!("/node{mounted}"),
+            "{path}"
+        );
+    }
+}
+
 #[test]
 fn helm_finds_nothing_to_complain_about() {
     for (name, chart) in matrix() {

@@ -321,6 +321,10 @@ fn program() -> Vec<Case> {
                 one_flag(o, container, "--containerd-registry-config-path", "/etc/k3s/certs.d")
                     && o.mount(container, "containerd-config")["mountPath"] == "/etc/k3s/certs.d"
             }) && o.volume("containerd-config")["hostPath"]["path"] == "/etc/k3s/certs.d"
+                && one_flag(o, "registry", "--containerd-registry-config-path", "/etc/k3s/certs.d")
+                && o.mount("registry", "node-config")["mountPath"] == "/node/etc/k3s"
+                && o.mount("registry", "node-config")["readOnly"] == true
+                && o.volume("node-config")["hostPath"]["path"] == "/etc/k3s"
         }),
         case("spegel.containerdContentPath", json!("/data/content"), |o| {
             one_flag(o, "registry", "--containerd-content-path", "/data/content")

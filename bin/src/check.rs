@@ -130,10 +130,9 @@ mod tests {
 
     fn check(args: &[&str]) -> Check {
         let args = [&["spegel", "check"], args].concat();
-        match cli::parse(args.into_iter().map(OsString::from)).expect("the flags are right").command {
-            Command::Check(flags) => *flags,
-            other => panic!("{other:?}"),
-        }
+        let cli = cli::parse(args.into_iter().map(OsString::from)).expect("the flags are right");
+        let Command::Check(flags) = cli.command else { panic!("check expected") };
+        *flags
     }
 
     #[test]

@@ -47,14 +47,11 @@ fn main() -> ExitCode {
         Err(error) => return fail(&format!("threads cannot be started: {error}")),
     };
     log_to_stderr(cli.log_level);
-    let command = match cli.command {
-        Command::Check(flags) => {
-            let (text, code) = runtime.block_on(check::run(*flags));
-            return if print(&text) == ExitCode::SUCCESS { code } else { ExitCode::FAILURE };
-        }
-        command => command,
-    };
-    match runtime.block_on(run(command)) {
+    if let Command::Check(flags) = cli.command {
+        let (text, code) = runtime.block_on(check::run(*flags));
+        return if print(&text) == ExitCode::SUCCESS { code } else { ExitCode::FAILURE };
+    }
+    match runtime.block_on(run(cli.command)) {
         Ok(()) => {
             info!("exit gracefully");
             ExitCode::SUCCESS

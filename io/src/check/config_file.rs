@@ -139,7 +139,7 @@ fn read_all(node_root: &Path, file: &str) -> Result<Vec<Table>, String> {
         let table = parse(&node_path(node_root, &file), &file)?;
         let imports = table.get("imports").and_then(Value::as_array);
         for import in imports.into_iter().flatten().filter_map(Value::as_str) {
-            let pattern = file.parent().unwrap_or(Path::new("/")).join(import);
+            let pattern = file.parent().unwrap_or_else(|| Path::new("/")).join(import);
             waiting.extend(matching(node_root, &pattern));
         }
         seen.push(file);

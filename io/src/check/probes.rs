@@ -272,6 +272,6 @@ mod tests {
         assert_eq!(ahead_seconds(10 * second, 10_200, 10_900), 0);
         assert_eq!(ahead_seconds(70 * second, 10_000, 10_000), 60);
         assert_eq!(ahead_seconds(10 * second, 70_000, 70_000), -59);
-        assert_eq!(ahead_seconds(0, u64::MAX, u64::MAX) < 0, true);
+        assert!(ahead_seconds(0, u64::MAX, u64::MAX) < 0);
     }
 }

@@ -3,8 +3,8 @@
 use super::{Check, Facts, Finding, Known, PeerProbe, TargetAnswer};
 
 /// How far this node's clock may be from the others'. Smaller and the whole seconds that HTTP tells the
-/// time in, and a slow answer, count as a wrong clock; larger and tokens and certificates that are too
-/// young or too old elsewhere come as a surprise.
+/// time in, and a slow answer, count as a wrong clock; larger and the signatures of nodes that share a
+/// cluster secret, which live for a minute, expire before anyone was told.
 const CLOCK_OFF_MAX_SECONDS: i64 = 5;
 
 pub(super) fn mirror(facts: &Facts) -> Vec<Finding> {

@@ -41,6 +41,8 @@ impl fmt::Display for Cause {
 /// What an HTTP server answered.
 struct Answer {
     status: u16,
+    /// Whether it says that it has no body.
+    is_empty: bool,
     /// What it says the time is, in milliseconds since the UNIX epoch.
     date_unix_ms: Option<u64>,
 }
@@ -69,11 +71,17 @@ async fn target(url: &str, patience: Duration) -> TargetAnswer {
         };
     }
     let addr = with_port("80");
-    // Two questions, since many a server answers one of them like a mirror would.
-    for (path, expected) in [("/livez", [200, 200]), ("/v2/", [200, 401])] {
+    // Two questions, since many a server answers one of them like a mirror would. None below /v2, where a mirror
+    // takes whoever asks without credentials for a stranger, and says so.
+    for (path, expected) in [("/livez", [200, 200]), ("/readyz", [200, 500])] {
         match within(patience, ask(addr.clone(), authority, path)).await {
-            Ok(answer) if expected.contains(&answer.status) => {}
-            Ok(answer) => return TargetAnswer::Other(format!("it answers {path} with {}", answer.status)),
+            Ok(answer) if !expected.contains(&answer.status) => {
+                return TargetAnswer::Other(format!("it answers {path} with {}", answer.status));
+            }
+            Ok(answer) if !answer.is_empty => {
+                return TargetAnswer::Other(format!("its answer to {path} is not a mirror's"));
+            }
+            Ok(_) => {}
             Err(cause) => return TargetAnswer::Nobody(cause.0),
         }
     }
@@ -195,7 +203,9 @@ async fn exchange(
             let date = date.and_then(|date| httpdate::parse_http_date(date).ok());
             let since_epoch = date.and_then(|date| date.duration_since(std::time::UNIX_EPOCH).ok());
             let date_unix_ms = since_epoch.and_then(|since| u64::try_from(since.as_millis()).ok());
-            return Ok((Answer { status: head.status.as_u16(), date_unix_ms }, bytes.split_off(length)));
+            let is_empty = head.headers.get(http::header::CONTENT_LENGTH).is_some_and(|length| length == "0");
+            let answer = Answer { status: head.status.as_u16(), is_empty, date_unix_ms };
+            return Ok((answer, bytes.split_off(length)));
         }
         if more == 0 {
             return Err(Cause("it hangs up".to_owned()));
@@ -233,16 +243,18 @@ mod tests {
     }
 
     const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
-    const UNAUTHORIZED: &str = "HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n";
+    const NOT_READY: &str = "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n";
+    const PAGE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nhtml";
     const NOT_FOUND: &str = "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n";
 
     #[tokio::test]
     async fn spegel_is_told_from_whatever_else_has_its_port() {
         assert_eq!(answer_at(&[OK, OK]).await, TargetAnswer::Spegel);
-        assert_eq!(answer_at(&[OK, UNAUTHORIZED]).await, TargetAnswer::Spegel);
+        assert_eq!(answer_at(&[OK, NOT_READY]).await, TargetAnswer::Spegel);
         let other = |text: &str| TargetAnswer::Other(text.to_owned());
         assert_eq!(answer_at(&[NOT_FOUND]).await, other("it answers /livez with 404"));
-        assert_eq!(answer_at(&[OK, NOT_FOUND]).await, other("it answers /v2/ with 404"));
+        assert_eq!(answer_at(&[OK, NOT_FOUND]).await, other("it answers /readyz with 404"));
+        assert_eq!(answer_at(&[PAGE]).await, other("its answer to /livez is not a mirror's"));
         let nobody = |text: &str| TargetAnswer::Nobody(text.to_owned());
         assert_eq!(answer_at(&["SSH-2.0-OpenSSH_9.2\r\n"]).await, nobody("what it says is not HTTP"));
         assert_eq!(answer_at(&[""]).await, nobody("it hangs up"));

@@ -429,9 +429,8 @@ mod tests {
         families.concat().join("\n")
     }
 
-    /// The names and labels of the Go implementation are among these.
-    #[test]
-    fn page_of_a_node_after_some_life_is_this() {
+    /// The page on which every metric is.
+    fn page_of_a_node_after_some_life() -> String {
         let metrics = Metrics::of_process();
         metrics.pull_hit("docker.io");
         metrics.pull_miss("docker.io", RefuseReason::NobodyHasIt);
@@ -470,7 +469,52 @@ mod tests {
         report.bypassed_images = 4;
         metrics.reported(&report);
         metrics.checked(&[]);
-        insta::assert_snapshot!(stable(&metrics.encode()));
+        metrics.encode()
+    }
+
+    /// The names and labels of the Go implementation are among these.
+    #[test]
+    fn page_of_a_node_after_some_life_is_this() {
+        insta::assert_snapshot!(stable(&page_of_a_node_after_some_life()));
+    }
+
+    /// Rows of `docs/metrics.md`: name, type, labels.
+    fn documented() -> BTreeSet<[String; 3]> {
+        let page = include_str!("../../../docs/metrics.md");
+        let rows = page.lines().filter_map(|line| line.strip_prefix("| `"));
+        let row = |row: &str| {
+            let mut columns = row.split(" | ").map(|column| column.trim().replace('`', ""));
+            std::array::from_fn(|_| columns.next().unwrap_or_default())
+        };
+        // An empty column is between two bars with one space.
+        rows.map(|line| row(&line.replace(" | | ", " |  | "))).collect()
+    }
+
+    #[test]
+    fn every_metric_is_documented_and_nothing_else() {
+        let page = page_of_a_node_after_some_life();
+        let told = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+        let labels = |name: &str| {
+            let sample = page
+                .lines()
+                .find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', '_', ' '])));
+            let inside = sample.and_then(|line| Some(line.split_once('{')?.1.split_once('}')?.0));
+            let keys =
+                inside.into_iter().flat_map(|text| text.split(',')).filter_map(|pair| pair.split_once('='));
+            let keys: BTreeSet<&str> = keys.map(|(key, _)| key).filter(|key| *key != "le").collect();
+            Vec::from_iter(keys).join(", ")
+        };
+        let exported: BTreeSet<[String; 3]> = told
+            .map(|(name, kind)| {
+                let suffix = if kind == "counter" { "_total" } else { "" };
+                [format!("{name}{suffix}"), kind.to_owned(), labels(name)]
+            })
+            .collect();
+        assert_eq!(documented(), exported, "docs/metrics.md on the left, /metrics on the right");
+        // A family without samples is not on the page.
+        let code = include_str!("mod.rs").split("#[cfg(test)]").next().expect("there is a first part");
+        let own = exported.iter().filter(|[name, ..]| !name.starts_with("process_")).count();
+        assert_eq!(own, code.matches("registry.register(").count(), "a metric is missing on the page");
     }
 
     #[tokio::test]

@@ -10,6 +10,7 @@ use spegel_io::{
     containerd::{Containerd, ContainerdSettings},
     content::{self, ContentDir},
     control::{self, ControlSettings},
+    descriptors,
     distribution::Credentials,
     hosts_toml::{BASIC_AUTH_DIR, BasicAuth},
     identity::Identity,
@@ -29,7 +30,7 @@ use tokio::{
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::cli::Registry;
 
@@ -86,6 +87,9 @@ pub(crate) async fn run(flags: Registry, terminated: impl Future<Output = ()>) -
         }
     };
 
+    if let Err(error) = descriptors::raise_limit() {
+        warn!(%error, "the limit of open files stays as it is");
+    }
     let (inputs, from_adapters) = mpsc::channel(shell::INPUTS_MAX);
     let refusals = Refusals::new(metrics.clone());
     let settings = ControlSettings {

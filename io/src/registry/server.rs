@@ -132,15 +132,15 @@ async fn converse<S: Stream>(
         }
         router.clone().call(request)
     });
-    // Half-closed connections are not kept: reading the end of the stream is the only way to
-    // learn that the client of a pull that waits has gone.
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_READ_MAX)
         .max_headers(HEADERS_MAX)
         .max_header_size(HEAD_BYTES_MAX)
         .max_buf_size(BUFFER_BYTES_MAX)
-        .half_close(false)
+        // A client may say that it has no more to ask and still wait for the answer. One that has gone
+        // says the same; it is found out by the first write, for which no pull waits long.
+        .half_close(true)
         .keep_alive(true)
         // What the kernel is to send must come to the stream as it left the body.
         .writev(true)

@@ -244,14 +244,40 @@ async fn refused_pull_is_a_404_at_once() {
 }
 
 #[tokio::test]
+async fn client_that_has_no_more_to_ask_is_given_all_of_the_body() {
+    let (mut node, peer) = (Node::start().await, Node::start().await);
+    let bytes = content(8 << 20);
+    let digest = peer.add(&bytes);
+    // Of the node's own content, then of the peer's.
+    for addr in [peer.addr, node.addr] {
+        let mut stream = connect(addr, &request("GET", &blob_uri(&digest), "")).await;
+        stream.shutdown().await.unwrap();
+        if addr == node.addr {
+            let pull = node.pull_requested().await;
+            node.fetch(pull, 1, peer.addr, 0);
+            node.input().await;
+            node.forward(pull, 1);
+        }
+        let answer = read_to_end(&mut stream).await;
+        assert!(answer.clean && answer.body == bytes, "{} bytes", answer.body.len());
+    }
+}
+
+#[tokio::test]
 async fn client_that_goes_away_abandons_the_pull() {
     let mut node = Node::start().await;
     let digest = Digest::sha256_of(b"x");
-    // Before an answer.
+    // Before an answer: that it has not only stopped asking shows when it is given something.
+    let (addr, peer) =
+        scripted_peer([&blob_head(50_000_000, ""), &content(20_000_000)[..]].concat(), Then::Stall).await;
     let stream = connect(node.addr, &request("GET", &blob_uri(&digest), "")).await;
     let pull = node.pull_requested().await;
     drop(stream);
-    assert_eq!(node.input().await, Input::PullAbandoned { pull });
+    node.fetch(pull, 1, addr, 0);
+    node.input().await;
+    node.forward(pull, 1);
+    assert_eq!(node.input_after_progress().await.0, Input::PullAbandoned { pull });
+    drop(peer);
     // In mid-body.
     let (addr, peer) =
         scripted_peer([&blob_head(50_000_000, ""), &content(20_000_000)[..]].concat(), Then::Stall).await;

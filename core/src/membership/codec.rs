@@ -411,6 +411,14 @@ where
     convert(wire)
 }
 
+/// Under which number a packet probes its destination, if it does.
+pub(super) fn ping_number(mut packet: &[u8]) -> Option<foca::ProbeNumber> {
+    match CborCodec.decode_header(&mut packet).ok()?.message {
+        Message::Ping(number) => Some(number),
+        _ => None,
+    }
+}
+
 /// A packet in parts.
 pub(super) struct Packet {
     pub(super) header: Header<Id>,

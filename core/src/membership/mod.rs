@@ -188,6 +188,8 @@ pub(crate) struct Membership {
     postponed: bool,
     /// Gossips next, not before it is due; held back while there is no news.
     gossip_timer: Option<(Instant, foca::Timer<Id>)>,
+    /// Who was pinged last, and under which number.
+    pinged: Option<(PeerId, foca::ProbeNumber)>,
     view: View,
     /// Until when this node waits for its addresses before others may know it.
     addrs_due: Option<Instant>,
@@ -241,6 +243,7 @@ impl Membership {
             corrected: BTreeMap::new(),
             postponed: false,
             gossip_timer: None,
+            pinged: None,
             view: View::default(),
             addrs_due: None,
             joins: BTreeMap::new(),
@@ -503,6 +506,11 @@ impl Membership {
             .handle_data(encoded.as_deref().unwrap_or(bytes), &mut self.runtime)
             .map_err(|_| Malformed)?;
         self.tell_changes(now);
+        if let Message::Ack(number) = packet.header.message
+            && self.pinged == Some((from, number))
+        {
+            self.timers.idle_indirect_probe();
+        }
         Ok(())
     }
 
@@ -588,7 +596,9 @@ impl Membership {
             self.accepted = false;
             self.announce_at = Some(now);
         }
+        let mut pings = false;
         while let Some((delay, timer)) = self.runtime.to_schedule() {
+            pings |= matches!(timer, foca::Timer::SendIndirectProbe { .. });
             if matches!(timer, foca::Timer::PeriodicGossip(_)) {
                 self.gossip_timer = Some((now + delay, timer));
             } else {
@@ -608,6 +618,9 @@ impl Membership {
             // foca knows earlier lives of this node as members that are down.
             if to.peer == self.me().peer {
                 continue;
+            }
+            if pings && let Some(number) = codec::ping_number(&packet) {
+                self.pinged = Some((to.peer, number));
             }
             if reply_to == Some(to.peer) && reply.is_none() {
                 reply = Some(packet.to_vec());

@@ -314,6 +314,27 @@ fn islands_of_a_cold_start_merge() {
 }
 
 #[test]
+fn probe_that_is_answered_in_time_needs_no_second_call() {
+    let mut cluster = Cluster::formed(2, 1);
+    let mut answers: Vec<Vec<u8>> = Vec::new();
+    while answers.len() < 2 {
+        let now = cluster.node(0).poll_timeout().expect("probes go on");
+        cluster.node(0).handle_timeout(now);
+        let Some(Event::Send { packet, .. }) = cluster.node(0).poll_event() else { continue };
+        let answer = cluster.node(1).on_message(now, peer(0), &packet).expect("is well formed");
+        let waits = |node: &Membership| node.poll_timeout().is_some_and(|at| at <= now + PROBE_RTT);
+        assert!(waits(cluster.node(0)), "others are asked if there is no answer");
+        if let Some(earlier) = answers.last() {
+            cluster.node(0).on_reply(now, peer(1), earlier).expect("is well formed");
+            assert!(waits(cluster.node(0)), "that was the answer to the probe before");
+        }
+        answers.extend(answer);
+        cluster.node(0).on_reply(now, peer(1), &answers[answers.len() - 1]).expect("is well formed");
+        assert!(!waits(cluster.node(0)), "nobody else has to be asked");
+    }
+}
+
+#[test]
 fn silent_death_is_noticed_once_by_each() {
     // Mostly about four seconds; the bound is for the dead node nobody happens to probe at first.
     for (count, bound) in [(2, secs(5)), (5, secs(8)), (50, secs(9))] {

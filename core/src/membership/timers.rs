@@ -29,6 +29,8 @@ pub(super) struct Timers {
     due: BTreeMap<(Instant, u64), (Slot, Timer<Id>)>,
     slots: BTreeMap<Slot, (Instant, u64)>,
     asked: u64,
+    /// A timer that has to fire in its turn, but is worth no call of its own.
+    idle: Option<(Instant, u64)>,
 }
 
 impl Timers {
@@ -58,9 +60,15 @@ impl Timers {
         self.due.insert(key, (slot, timer));
     }
 
-    /// When the first is due.
+    /// The probe under way was answered: foca wants to be told that the time for it is over, but
+    /// only before the next one begins.
+    pub(super) fn idle_indirect_probe(&mut self) {
+        self.idle = self.slots.get(&Slot::IndirectProbe).copied();
+    }
+
+    /// When the first is due that is worth a call.
     pub(super) fn next_at(&self) -> Option<Instant> {
-        self.due.keys().next().map(|(at, _)| *at)
+        self.due.keys().find(|key| self.idle != Some(**key)).map(|(at, _)| *at)
     }
 
     /// Takes the first that is due at `now`.
@@ -75,7 +83,7 @@ impl Timers {
     pub(super) fn postpone(&mut self, by: Duration) {
         let due = std::mem::take(&mut self.due);
         self.due = due.into_iter().map(|((at, asked), timer)| ((at + by, asked), timer)).collect();
-        for (at, _) in self.slots.values_mut() {
+        for (at, _) in self.slots.values_mut().chain(&mut self.idle) {
             *at += by;
         }
     }
@@ -131,6 +139,21 @@ mod tests {
             assert_eq!(timers.next_at(), Some(due), "{second:?} after {first:?}");
             assert_eq!(timers.pop(due), Some(second));
         }
+    }
+
+    #[test]
+    fn idle_indirect_probe_fires_before_what_is_due_next_and_is_not_waited_for() {
+        let (now, mut timers) = (test_time::start(), Timers::default());
+        let indirect = Timer::SendIndirectProbe { probed_id: id(), token: 0 };
+        timers.add(now + SECOND, indirect.clone());
+        timers.add(now + SECOND * 3, Timer::ProbeRandomMember(0));
+        timers.idle_indirect_probe();
+        timers.postpone(SECOND);
+        assert_eq!(timers.next_at(), Some(now + SECOND * 4));
+        assert_eq!(timers.pop(now + SECOND * 4), Some(indirect.clone()));
+        assert_eq!(timers.pop(now + SECOND * 4), Some(Timer::ProbeRandomMember(0)));
+        timers.add(now + SECOND * 5, indirect);
+        assert_eq!(timers.next_at(), Some(now + SECOND * 5), "the next one is waited for again");
     }
 
     #[test]

@@ -463,9 +463,13 @@ impl Watch {
         self.due.insert(name.to_owned());
     }
 
-    /// Nodes other than `asker` whose process runs and whose containerd has all of an image.
+    /// Nodes other than `asker` whose process runs and whose containerd has all of an image; none
+    /// in large runs, where asking all of them for each pull takes too long.
     #[must_use]
     pub fn holders(&self, asker: &str, image: &Image) -> Vec<String> {
+        if self.is_sparing {
+            return Vec::new();
+        }
         let others = self.nodes.iter().filter(|(name, node)| *name != asker && node.running);
         others.filter(|(_, node)| node.containerd.has_image(image)).map(|(name, _)| name.clone()).collect()
     }

@@ -50,9 +50,9 @@ const LEAVERS: usize = 500;
 const LOST: usize = 500;
 const NEWCOMERS: usize = 500;
 
-/// The least time that a message takes: longer makes it easier for threads to share the work.
-/// None takes more than four milliseconds.
-const LOOKAHEAD: Duration = Duration::from_millis(2);
+/// The least time that a message takes; none takes twice as long. Longer makes it easier for threads
+/// to share the work, and clusters slower than real ones.
+const LOOKAHEAD: Duration = Duration::from_millis(4);
 
 /// How long, how large, and from which seed.
 #[derive(Clone, Copy, Debug)]

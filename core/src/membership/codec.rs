@@ -8,6 +8,7 @@
 //! and as many members.
 
 use std::{
+    borrow::Cow,
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
@@ -129,16 +130,16 @@ pub(super) enum CodecError {
 const ADDRS_READ_MAX: usize = 64;
 
 #[derive(Default)]
-struct Addrs(Vec<IpAddr>);
+struct Addrs<'a>(Cow<'a, [IpAddr]>);
 
-impl<C> Encode<C> for Addrs {
+impl<C> Encode<C> for Addrs<'_> {
     fn encode<W: minicbor::encode::Write>(
         &self,
         e: &mut Encoder<W>,
         _: &mut C,
     ) -> Result<(), minicbor::encode::Error<W::Error>> {
         e.array(self.0.len() as u64)?;
-        for addr in &self.0 {
+        for addr in &*self.0 {
             match addr {
                 IpAddr::V4(v4) => e.bytes(&v4.octets())?,
                 IpAddr::V6(v6) => e.bytes(&v6.octets())?,
@@ -148,7 +149,7 @@ impl<C> Encode<C> for Addrs {
     }
 }
 
-impl<'b, C> Decode<'b, C> for Addrs {
+impl<'b, C> Decode<'b, C> for Addrs<'_> {
     fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
         let mut addrs = Vec::new();
         for octets in d.array_iter::<&ByteSlice>()? {
@@ -163,41 +164,41 @@ impl<'b, C> Decode<'b, C> for Addrs {
                 addrs.push(addr);
             }
         }
-        Ok(Self(usable_addrs(addrs)))
+        Ok(Self(usable_addrs(addrs).into()))
     }
 }
 
 /// An identity; the destination of a message needs no more than the first two fields.
 #[derive(Encode, Decode)]
 #[cbor(map)]
-struct WireId {
+struct WireId<'a> {
     #[n(0)]
     peer: ByteArray<32>,
     #[n(1)]
     generation: u64,
     #[n(2)]
     #[cbor(default)]
-    addrs: Addrs,
+    addrs: Addrs<'a>,
     #[n(3)]
     #[cbor(default)]
     router_port: u16,
     #[n(4)]
     #[cbor(default)]
     registry_port: u16,
-    #[n(5)]
-    zone: Option<String>,
+    #[b(5)]
+    zone: Option<&'a str>,
 }
 
-impl WireId {
-    fn full(id: &Id) -> Self {
+impl<'a> WireId<'a> {
+    fn full(id: &'a Id) -> Self {
         let member = id.member();
         Self {
             peer: ByteArray::from(*member.peer.public_key()),
             generation: member.generation,
-            addrs: Addrs(member.addrs.to_vec()),
+            addrs: Addrs(Cow::Borrowed(&member.addrs)),
             router_port: member.router_port,
             registry_port: member.registry_port,
-            zone: member.zone.as_ref().map(|zone| zone.as_str().to_owned()),
+            zone: member.zone.as_ref().map(Zone::as_str),
         }
     }
 
@@ -205,10 +206,10 @@ impl WireId {
         Id::new(Member {
             peer: PeerId::from_public_key(self.peer.into()),
             generation: self.generation,
-            addrs: self.addrs.0.into(),
+            addrs: self.addrs.0.as_ref().into(),
             router_port: self.router_port,
             registry_port: self.registry_port,
-            zone: self.zone.as_deref().and_then(Zone::new),
+            zone: self.zone.and_then(Zone::new),
         })
     }
 }
@@ -238,9 +239,9 @@ impl WireDestination {
 
 #[derive(Encode, Decode)]
 #[cbor(map)]
-struct WireHeader {
-    #[n(0)]
-    src: WireId,
+struct WireHeader<'a> {
+    #[b(0)]
+    src: WireId<'a>,
     #[n(1)]
     #[cbor(default)]
     src_incarnation: u16,
@@ -252,15 +253,15 @@ struct WireHeader {
     #[cbor(default)]
     probe_number: u8,
     /// The third node that an indirect probe is about.
-    #[n(5)]
-    subject: Option<WireId>,
+    #[b(5)]
+    subject: Option<WireId<'a>>,
 }
 
 #[derive(Encode, Decode)]
 #[cbor(map)]
-struct WireMember {
-    #[n(0)]
-    id: WireId,
+struct WireMember<'a> {
+    #[b(0)]
+    id: WireId<'a>,
     #[n(1)]
     #[cbor(default)]
     incarnation: u16,
@@ -322,7 +323,8 @@ impl Codec<Id> for CborCodec {
     }
 
     fn decode_header(&mut self, buf: impl Buf) -> Result<Header<Id>, CodecError> {
-        take(buf, |wire: WireHeader| {
+        take(buf, |decoder| {
+            let wire: WireHeader<'_> = decoder.decode()?;
             let kind = wire.kind;
             let probe_number = wire.probe_number;
             let subject = wire.subject.map(WireId::into_id);
@@ -361,7 +363,8 @@ impl Codec<Id> for CborCodec {
     }
 
     fn decode_member(&mut self, buf: impl Buf) -> Result<foca::Member<Id>, CodecError> {
-        take(buf, |wire: WireMember| {
+        take(buf, |decoder| {
+            let wire: WireMember<'_> = decoder.decode()?;
             let state = match wire.state {
                 ALIVE => State::Alive,
                 SUSPECT => State::Suspect,
@@ -389,9 +392,13 @@ pub(super) fn decode_records(mut bytes: &[u8]) -> Result<Vec<foca::Member<Id>>, 
     Ok(records)
 }
 
+/// What a header or record takes, but for one with many addresses: memory for it is asked for once.
+const USUAL_SIZE: usize = 256;
+
 /// Encodes all of `value` or leaves `buf` alone.
 fn put<T: Encode<()>>(value: &T, mut buf: impl BufMut) -> Result<(), CodecError> {
-    let bytes = minicbor::to_vec(value).expect("writing to memory cannot fail, nor can our own encoders");
+    let mut bytes = Vec::with_capacity(USUAL_SIZE);
+    minicbor::encode(value, &mut bytes).expect("writing to memory cannot fail, nor can our own encoders");
     if buf.remaining_mut() < bytes.len() {
         return Err(CodecError::Full);
     }
@@ -399,24 +406,23 @@ fn put<T: Encode<()>>(value: &T, mut buf: impl BufMut) -> Result<(), CodecError>
     Ok(())
 }
 
-/// Decodes one value and moves `buf` past it. foca promises that `buf` is contiguous.
-fn take<W, T>(mut buf: impl Buf, convert: impl FnOnce(W) -> Result<T, CodecError>) -> Result<T, CodecError>
-where
-    W: for<'b> Decode<'b, ()>,
-{
+/// Reads one value and moves `buf` past it, whether this release knows what to make of it or not.
+/// foca promises that `buf` is contiguous.
+fn take<T>(
+    mut buf: impl Buf,
+    read: impl FnOnce(&mut Decoder<'_>) -> Result<T, CodecError>,
+) -> Result<T, CodecError> {
     let mut decoder = Decoder::new(buf.chunk());
-    let wire = decoder.decode()?;
-    let read = decoder.position();
-    buf.advance(read);
-    convert(wire)
+    let value = read(&mut decoder);
+    let position = decoder.position();
+    buf.advance(position);
+    value
 }
 
 /// Under which number a packet probes its destination, if it does.
 pub(super) fn ping_number(mut packet: &[u8]) -> Option<foca::ProbeNumber> {
-    match CborCodec.decode_header(&mut packet).ok()?.message {
-        Message::Ping(number) => Some(number),
-        _ => None,
-    }
+    let header = CborCodec.decode_header(&mut packet).ok()?;
+    if let Message::Ping(number) = header.message { Some(number) } else { None }
 }
 
 /// A packet in parts.

@@ -41,7 +41,8 @@ use crate::{
     upstream::Upstream,
 };
 
-/// How long a message travels, unless a scenario's lookahead is longer than the shortest.
+/// How long a message travels; if a scenario has a lookahead, at least that, and up to twice as
+/// long.
 const LATENCY_MIN_US: u64 = 100;
 const LATENCY_MAX_US: u64 = 4000;
 
@@ -296,8 +297,9 @@ impl<'a> World<'a> {
 
     /// How long a message travels this time.
     fn latency(&mut self) -> Duration {
-        let least = LATENCY_MIN_US.max(self.plan.lookahead.as_micros() as u64);
-        Duration::from_micros(self.rng.random_range(least..LATENCY_MAX_US.max(least + 1)))
+        let lookahead = self.plan.lookahead.as_micros() as u64;
+        let (least, most) = (LATENCY_MIN_US.max(lookahead), LATENCY_MAX_US.max(2 * lookahead));
+        Duration::from_micros(self.rng.random_range(least..most))
     }
 
     fn index_of(&self, name: &str) -> Index {

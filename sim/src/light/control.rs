@@ -79,9 +79,8 @@ impl World<'_> {
         }
         let life = self.machines[node].life;
         if let Some(process) = &mut self.machines[node].process {
-            process.waiting.insert(exchange);
+            process.wait_for(exchange, self.now + timeout);
         }
-        self.after(timeout, Event::SendTimeout { node, life, exchange });
         let Some(to) = self.by_peer.get(to).copied().filter(|_| !addrs.is_empty()) else { return };
         let mut message = message;
         if self.machines[node].is_later {
@@ -141,8 +140,10 @@ impl World<'_> {
                     let sender = self.machines[from].peer;
                     Some((to, Arrival::Request { from, life, sender, exchange, message }))
                 }
-                Reach::Refused => self.failure(from, life, exchange, "connection refused"),
-                Reach::Silent => None,
+                Reach::Refused if self.machines[from].life == life => {
+                    Some((from, Arrival::Failure { exchange, cause: "connection refused" }))
+                }
+                Reach::Refused | Reach::Silent => None,
                 Reach::Later(at) => {
                     self.at(at, Event::Request { from, life, to, exchange, message });
                     None
@@ -158,22 +159,8 @@ impl World<'_> {
                 }
                 Some((to, Arrival::Reply { exchange, message }))
             }
-            Event::SendTimeout { node, life, exchange } => self.failure(node, life, exchange, "timed out"),
             _ => unreachable!("it is for one process"),
         }
-    }
-
-    /// There will be no reply, if one is still waited for.
-    fn failure(
-        &self,
-        node: Index,
-        life: u64,
-        exchange: ExchangeId,
-        cause: &'static str,
-    ) -> Option<(Index, Arrival)> {
-        let machine = &self.machines[node];
-        let process = machine.process.as_ref().filter(|_| machine.life == life)?;
-        process.waiting.contains(&exchange).then_some((node, Arrival::Failure { exchange, cause }))
     }
 
     pub(super) fn deliver(&mut self, to: Index, arrival: Arrival) {

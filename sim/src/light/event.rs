@@ -60,11 +60,6 @@ pub(super) enum Event {
         exchange: ExchangeId,
         message: Vec<u8>,
     },
-    SendTimeout {
-        node: Index,
-        life: u64,
-        exchange: ExchangeId,
-    },
     Ask {
         node: Index,
         life: u64,
@@ -99,10 +94,7 @@ pub(super) enum Event {
 impl Event {
     /// Whether it is for one process, which can handle it without regard to anything else.
     pub(super) const fn is_for_one(&self) -> bool {
-        matches!(
-            self,
-            Self::Input { .. } | Self::Request { .. } | Self::Reply { .. } | Self::SendTimeout { .. }
-        )
+        matches!(self, Self::Input { .. } | Self::Request { .. } | Self::Reply { .. })
     }
 }
 

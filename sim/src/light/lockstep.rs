@@ -83,7 +83,12 @@ impl Job {
             let arrives_at = self.arrivals.front().map(|(at, ..)| *at);
             let wake = self.wake.filter(|at| *at < self.until);
             let (at, order) = if let Some(at) = wake.filter(|wake| arrives_at.is_none_or(|at| *wake < at)) {
-                process.node.handle_timeout(self.base + at);
+                for input in process.late(at) {
+                    process.node.handle(self.base + at, input);
+                }
+                if process.is_due(self.base + at) {
+                    process.node.handle_timeout(self.base + at);
+                }
                 (at, (true, self.node as u64))
             } else if let Some((at, planned, arrival)) = self.arrivals.pop_front() {
                 let Some(input) = process.receive(arrival) else { continue };
@@ -96,8 +101,7 @@ impl Job {
             self.outputs.extend(std::iter::from_fn(|| process.node.poll_output()));
             let outputs = self.outputs.len() - before;
             self.steps.push(Step { at, order, node: self.node, job: 0, outputs });
-            let timeout = process.node.poll_timeout();
-            self.wake = timeout.map(|(at, _)| at.saturating_duration_since(self.base)).map(|due| due.max(at));
+            self.wake = process.wakes_at(self.base, Duration::ZERO).map(|due| due.max(at));
             in_this_moment = if at > moment { 0 } else { in_this_moment + 1 };
             moment = at;
             if in_this_moment > EVENTS_PER_MOMENT_MAX {
@@ -337,7 +341,9 @@ impl World<'_> {
             }
         }
         for job in jobs {
-            self.wakes.wish(job.node, job.wake);
+            // What it has sent since counts for a while.
+            let timeout_at = self.machines[job.node].process.as_ref().and_then(|process| process.timeout_at);
+            self.wakes.wish(job.node, job.wake.into_iter().chain(timeout_at).min());
         }
         ControlFlow::Continue(())
     }

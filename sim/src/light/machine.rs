@@ -1,7 +1,7 @@
 //! A machine of the cluster, and the process of a mirror on it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
     time::{Duration, Instant},
 };
@@ -57,7 +57,10 @@ pub(super) struct Process {
     pub(super) node: Node,
     pub(super) sizes: BTreeMap<Digest, u64>,
     pub(super) tags: BTreeMap<String, Digest>,
-    pub(super) waiting: BTreeSet<ExchangeId>,
+    /// Until when it waits for which reply.
+    pub(super) waiting: BTreeMap<ExchangeId, Duration>,
+    /// No wait ends sooner.
+    pub(super) timeout_at: Option<Duration>,
     pub(super) inbound: BTreeMap<ExchangeId, (Index, u64, ExchangeId)>,
     pub(super) next_inbound: u64,
     pub(super) pulls: BTreeMap<PullId, Pull>,
@@ -87,6 +90,52 @@ pub(super) enum Arrival {
 }
 
 impl Process {
+    pub(super) fn new(node: Node) -> Self {
+        Self {
+            node,
+            sizes: BTreeMap::new(),
+            tags: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            timeout_at: None,
+            inbound: BTreeMap::new(),
+            next_inbound: 0,
+            pulls: BTreeMap::new(),
+            next_pull: 0,
+        }
+    }
+
+    /// A message was sent, whose reply counts until then.
+    pub(super) fn wait_for(&mut self, exchange: ExchangeId, until: Duration) {
+        self.waiting.insert(exchange, until);
+        self.timeout_at = Some(self.timeout_at.map_or(until, |at| at.min(until)));
+    }
+
+    /// When to look after it next: its core wants to be called, or has waited long enough for a
+    /// reply. `base` is when all clocks began, `slept` how far behind the machine's is.
+    pub(super) fn wakes_at(&self, base: Instant, slept: Duration) -> Option<Duration> {
+        let core = self.node.poll_timeout().map(|(at, _)| at.saturating_duration_since(base) + slept);
+        core.into_iter().chain(self.timeout_at).min()
+    }
+
+    /// That the replies which should be here by now have not come.
+    pub(super) fn late(&mut self, now: Duration) -> Vec<Input> {
+        if self.timeout_at.is_none_or(|at| at > now) {
+            return Vec::new();
+        }
+        let late = self.waiting.iter().filter(|(_, until)| **until <= now);
+        let mut late: Vec<_> = late.map(|(exchange, until)| (*until, *exchange)).collect();
+        late.sort_unstable();
+        self.waiting.retain(|_, until| *until > now);
+        self.timeout_at = self.waiting.values().min().copied();
+        let failed = |exchange| Input::SendFailed { exchange, cause: "timed out".to_owned() };
+        late.into_iter().map(|(_, exchange)| failed(exchange)).collect()
+    }
+
+    /// Whether its core wants to be called.
+    pub(super) fn is_due(&self, clock: Instant) -> bool {
+        self.node.poll_timeout().is_some_and(|(at, _)| at <= clock)
+    }
+
     /// What an arrival is to the core; nothing if it comes too late.
     pub(super) fn receive(&mut self, arrival: Arrival) -> Option<Input> {
         match arrival {
@@ -99,11 +148,11 @@ impl Process {
             }
             Arrival::Reply { exchange, message } => {
                 let is_waited_for = self.waiting.remove(&exchange);
-                is_waited_for.then_some(Input::ReplyReceived { exchange, message })
+                is_waited_for.map(|_| Input::ReplyReceived { exchange, message })
             }
             Arrival::Failure { exchange, cause } => {
                 let is_waited_for = self.waiting.remove(&exchange);
-                is_waited_for.then(|| Input::SendFailed { exchange, cause: cause.to_owned() })
+                is_waited_for.map(|_| Input::SendFailed { exchange, cause: cause.to_owned() })
             }
         }
     }

@@ -16,7 +16,7 @@ mod names;
 mod pull;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     time::{Duration, Instant},
 };
 
@@ -325,7 +325,7 @@ impl<'a> World<'a> {
             Event::Thaw { node } => self.wake(node),
             Event::Report => self.report(),
             Event::Sample => self.meter.as_mut().expect("samples are planned for a meter").sample(),
-            Event::Input { .. } | Event::Request { .. } | Event::Reply { .. } | Event::SendTimeout { .. } => {
+            Event::Input { .. } | Event::Request { .. } | Event::Reply { .. } => {
                 if let Some((node, arrival)) = self.arrival(event) {
                     self.deliver(node, arrival);
                 }
@@ -379,16 +379,7 @@ impl<'a> World<'a> {
         let seed = node_seed(seed.wrapping_add(machine.life << 32), &machine.name);
         let config = node_config(machine.peer, now, machine.ahead_seconds);
         let core = Node::new(machine.clock(self.base, now), config, seed);
-        machine.process = Some(Box::new(Process {
-            node: core,
-            sizes: BTreeMap::new(),
-            tags: BTreeMap::new(),
-            waiting: BTreeSet::new(),
-            inbound: BTreeMap::new(),
-            next_inbound: 0,
-            pulls: BTreeMap::new(),
-            next_pull: 0,
-        }));
+        machine.process = Some(Box::new(Process::new(core)));
         self.watch.started(now, &machine.name, machine.peer, &machine.containerd);
         let ip = machine.ip;
         if !self.listed.iter().any(|(_, listed)| *listed == node) {
@@ -443,7 +434,14 @@ impl<'a> World<'a> {
             // It is woken by its thaw.
             return;
         }
-        process.node.handle_timeout(clock);
+        for input in process.late(now) {
+            self.handle(node, input);
+        }
+        if let Some(process) = &mut self.machines[node].process
+            && process.is_due(clock)
+        {
+            process.node.handle_timeout(clock);
+        }
         self.drain(node);
     }
 
@@ -458,9 +456,8 @@ impl<'a> World<'a> {
         }
         let (base, now) = (self.base, self.now);
         let machine = &mut self.machines[node];
-        let timeout = machine.process.as_ref().and_then(|process| process.node.poll_timeout());
-        let wake_at = timeout.map(|(at, _)| (at.saturating_duration_since(base) + machine.slept).max(now));
-        self.wakes.wish(node, wake_at);
+        let wake_at = machine.process.as_ref().and_then(|process| process.wakes_at(base, machine.slept));
+        self.wakes.wish(node, wake_at.map(|at| at.max(now)));
     }
 
     fn carry_out(&mut self, node: Index, output: Output) {

@@ -9,6 +9,7 @@
 //! was frozen does not blame its peers for the time it missed.
 
 mod codec;
+mod lives;
 #[cfg(test)]
 mod tests;
 mod timers;
@@ -28,6 +29,7 @@ use rand::rngs::ChaCha8Rng;
 
 use self::{
     codec::{CborCodec, CodecError, Id, Packet, usable_addrs},
+    lives::Lives,
     timers::Timers,
     view::View,
 };
@@ -173,7 +175,7 @@ pub(crate) struct Membership {
     /// Live members other than this node, as told to the caller.
     members: BTreeMap<PeerId, Arc<Member>>,
     /// Of [`Self::members`].
-    lives: Fingerprint,
+    lives: Lives,
     /// The generation under which this node was introduced last.
     introduced_as: u64,
     /// Whether a member has addressed this node by its present identity.
@@ -235,7 +237,7 @@ impl Membership {
             rng: Rng::new(seed, "membership"),
             timers: Timers::default(),
             members: BTreeMap::new(),
-            lives: Fingerprint::default(),
+            lives: Lives::default(),
             introduced_as: born_as,
             accepted: true,
             announce_at: None,
@@ -482,7 +484,7 @@ impl Membership {
         }
         // The other way round: the sender must learn that it has to outdo an earlier life.
         // What lives is looked up; only what does not is searched for.
-        let is_known = self.members.get(&from).is_some_and(|known| known.generation == src.generation);
+        let is_known = self.lives.contains(&src);
         let mut known = self.foca.iter_membership_state().map(|known| known.id().member());
         let is_later = |known: &&Arc<Member>| known.peer == from && known.generation > src.generation;
         let later = if is_known { None } else { known.find(is_later).cloned() };
@@ -518,10 +520,8 @@ impl Membership {
     /// are told many times over, and that a member is alive which has never had to say so is
     /// news once.
     fn may_be_news(&self, update: &foca::Member<Id>) -> bool {
-        let Member { peer, generation, .. } = update.id().member().as_ref();
         let is_plain = update.state() == State::Alive && update.incarnation() == 0;
-        let is_known = || self.members.get(peer).is_some_and(|known| known.generation == *generation);
-        !(is_plain && is_known())
+        !(is_plain && self.lives.contains(update.id().member()))
     }
 
     fn become_known_as(&mut self, me: Member) {
@@ -563,7 +563,7 @@ impl Membership {
                 }
                 OwnedNotification::MemberDown(id) => {
                     if let Some(known) = self.members.remove(&id.member().peer) {
-                        self.lives.take(view::mixed(&known));
+                        self.lives.take(&known);
                         self.events.push_back(Event::Down(known.peer));
                     }
                 }
@@ -582,9 +582,9 @@ impl Membership {
     fn keep(&mut self, member: &Arc<Member>) -> bool {
         let former = self.members.insert(member.peer, Arc::clone(member));
         if let Some(former) = &former {
-            self.lives.take(view::mixed(former));
+            self.lives.take(former);
         }
-        self.lives.put(view::mixed(member));
+        self.lives.put(member);
         former.is_some()
     }
 

@@ -202,21 +202,9 @@ impl Membership {
         (page, false)
     }
 
-    /// Live members, this node among them: how many, and which lives of whom. Two views that
-    /// differ have, but for chance, different ones.
+    /// Live members, this node among them: how many, and which lives of whom.
     fn fingerprint(&self) -> Fingerprint {
-        let mut lives = self.lives;
-        lives.put(mixed(self.me()));
-        lives
+        debug_assert_eq!(self.lives, self.members().collect());
+        self.lives.fingerprint_with(self.me())
     }
-}
-
-/// A number for one life of one peer. Public keys are uniform; multiplying makes each generation
-/// change it everywhere, so that exchanged generations of two peers do not cancel each other.
-pub(super) fn mixed(member: &Member) -> u128 {
-    let mut key = [0; 16];
-    key.copy_from_slice(&member.peer.public_key()[..16]);
-    let mixed = (u128::from_be_bytes(key) ^ u128::from(member.generation))
-        .wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
-    mixed ^ (mixed >> 64)
 }

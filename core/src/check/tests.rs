@@ -345,3 +345,11 @@ fn levels_have_distinct_signs_and_what_needs_looking_at_is_above_zero() {
     assert_eq!(levels.map(Level::value), [0, -1, 1, 2]);
     assert!(levels.is_sorted());
 }
+
+#[test]
+fn node_in_trouble_looks_again_sooner() {
+    for level in [Level::Ok, Level::Unknown, Level::Warning, Level::Error] {
+        let is_troubled = matches!(level, Level::Warning | Level::Error);
+        assert_eq!(interval_after(level), if is_troubled { INTERVAL_TROUBLED } else { INTERVAL });
+    }
+}

@@ -80,6 +80,7 @@ fn exactly_one_probe_is_let_through_when_the_time_is_up() {
     let until = shun(&mut health, now);
     assert_eq!(health.rank(until - TICK, &peer(1), true), None);
     assert!(health.rank(until, &peer(1), true).is_some_and(|rank| rank.probe));
+    assert_eq!(health.report(until)[0].state, BreakerState::HalfOpen);
     assert!(health.on_launched(until, peer(1)));
     assert_eq!(health.rank(until, &peer(1), true), None);
     assert_eq!(health.report(until)[0].state, BreakerState::HalfOpen);

@@ -112,6 +112,7 @@ mod tests {
             assert!(!suspects.accuse(now, &digest, &mut rng), "the same trouble twice");
             suspects.confirm(now, &digest);
             assert!(suspects.is_blocked(&digest));
+            assert_eq!(suspects.blocked_count(), 1);
             let until = suspects.poll_timeout().expect("an end");
             assert!(suspects.handle_timeout(until - Duration::from_nanos(1)).is_empty());
             waits.push(until - now);
@@ -120,6 +121,8 @@ mod tests {
             assert_eq!(suspects.handle_timeout(now), []);
             suspects.confirm(now, &digest);
             assert!(!suspects.is_blocked(&digest));
+            assert_eq!(suspects.blocked_count(), 0);
+            assert_eq!(suspects.poll_timeout(), Some(now + PROBATION));
         }
         assert!(waits[0] <= QUARANTINE_BACKOFF.0 && waits[8] >= QUARANTINE_BACKOFF.1 / 2);
         now += PROBATION;

@@ -335,6 +335,15 @@ fn probe_that_is_answered_in_time_needs_no_second_call() {
 }
 
 #[test]
+fn suspect_of_a_large_cluster_has_longer_to_object() {
+    let mut cluster = Cluster::formed(101, 1);
+    cluster.kill(1);
+    let died = cluster.now;
+    assert!(cluster.run_until(secs(60), |cluster| !cluster.downs().is_empty()));
+    assert!(cluster.now - died >= 2 * SUSPECT_TIME, "declared down {:?} after its death", cluster.now - died);
+}
+
+#[test]
 fn silent_death_is_noticed_once_by_each() {
     // Mostly about four seconds; the bound is for the dead node nobody happens to probe at first.
     for (count, bound) in [(2, secs(5)), (5, secs(8)), (50, secs(9))] {

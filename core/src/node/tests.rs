@@ -68,6 +68,26 @@ fn node_alone_answers_nobody_at_once_when_it_has_looked_for_others() {
 }
 
 #[test]
+fn pull_that_is_given_up_ends_its_search_and_no_other() {
+    let mut world = World::settled(1, 8);
+    let searches = |world: &mut World| {
+        let now = world.now;
+        world.node(0).report(now).directory.lookups_in_flight
+    };
+    let pulls: Vec<_> = (0..4).map(|number| world.pull(0, digest(number), PullKind::Blob)).collect();
+    // What this node owns itself it need not ask others for.
+    let before = searches(&mut world);
+    assert!(before >= 2, "{before} searches");
+    let given_up = pulls.iter().find(|pull| world.end(0, **pull).is_none()).expect("one is searching");
+    world.abandon(0, *given_up);
+    assert_eq!(searches(&mut world), before - 1);
+    world.run(secs(1));
+    for pull in pulls.iter().filter(|pull| *pull != given_up) {
+        assert_eq!(world.end(0, *pull), Some(NOBODY));
+    }
+}
+
+#[test]
 fn two_nodes_share_soon_after_both_are_there() {
     for seed in 0..20 {
         let mut world = World::empty(seed, 2);

@@ -25,6 +25,21 @@ fn what_one_node_holds_every_node_finds_at_once() {
 }
 
 #[test]
+fn holders_of_the_askers_zone_are_named_first() {
+    // Zones go by whether a node's number is even.
+    let mut net = Net::settled(9);
+    (0..9).for_each(|number| net.hold(peer(number), key(1)));
+    net.run(millis(100));
+    for number in 0..9 {
+        let (holders, ..) = net.find(peer(number), key(1));
+        let near: Vec<_> =
+            holders.iter().map(|holder| (0..9).step_by(2).any(|even| peer(even) == *holder)).collect();
+        assert_eq!(near.len(), 8, "{number} is told of all others");
+        assert!(near.is_sorted_by_key(|is_even| *is_even != number.is_multiple_of(2)), "{number}: {near:?}");
+    }
+}
+
+#[test]
 fn nobody_is_said_definitively_in_one_round_trip() {
     let mut net = Net::settled(10);
     for number in 0..50 {

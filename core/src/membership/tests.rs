@@ -335,6 +335,20 @@ fn probe_that_is_answered_in_time_needs_no_second_call() {
 }
 
 #[test]
+fn page_of_a_view_tells_of_a_later_life_and_of_no_earlier_one() {
+    let mut cluster = Cluster::formed(3, 1);
+    let now = cluster.now;
+    for (told, known) in [(5, 5), (1, 5), (5, 5), (6, 6)] {
+        let life = foca::Member::new(Id::new(member(2, GENERATION + told)), 0, State::Alive);
+        let page = codec::encode_record(&life);
+        let compared = Compared { agrees: false, complete: true, more: false, page };
+        cluster.node(0).on_compared(now, peer(1), &compared).expect("is well formed");
+        let generation = cluster.node(0).member(&peer(2)).expect("is a member").generation;
+        assert_eq!(generation, GENERATION + known, "told of {told}");
+    }
+}
+
+#[test]
 fn suspect_of_a_large_cluster_has_longer_to_object() {
     let mut cluster = Cluster::formed(101, 1);
     cluster.kill(1);

@@ -137,12 +137,19 @@ pub(crate) struct Registry {
     #[arg(long, env = "MIRROR_RESOLVE_RETRIES", default_value_t = 3)]
     pub(crate) mirror_resolve_retries: u32,
 
-    /// Whether to say at --metrics-addr who this node is (/debug/web/metadata).
+    /// Whether to show at --metrics-addr what this node knows: a page for people at /debug/web/, only to loopback
+    /// (kubectl port-forward) unless there is a token; who it is (/debug/web/metadata) and what the check found
+    /// (/debug/web/check), to everybody.
     #[arg(
         long, env = "DEBUG_WEB_ENABLED", default_value_t = true, action = clap::ArgAction::Set,
         num_args = 0..=1, require_equals = true, default_missing_value = "true"
     )]
     pub(crate) debug_web_enabled: bool,
+
+    /// File with a token of 16 characters or more; who shows it, as password or bearer token, sees the debug page
+    /// from everywhere, and nobody else does. Only loopback if empty.
+    #[arg(long, env = "DEBUG_WEB_TOKEN_FILE", default_value = "")]
+    pub(crate) debug_web_token_file: String,
 
     /// File with the secret that only the nodes of the cluster have, one or two lines; anybody may join if
     /// empty.

@@ -10,6 +10,7 @@ use spegel_io::{
     containerd::{Containerd, ContainerdSettings},
     content::{self, ContentDir},
     control::{self, ControlSettings},
+    debug::{self, DebugPage, Guard},
     descriptors,
     distribution::Credentials,
     hosts_toml::{BASIC_AUTH_DIR, BasicAuth},
@@ -74,6 +75,10 @@ pub(crate) async fn run(flags: Registry, terminated: impl Future<Output = ()>) -
     let secrets = match flags.cluster_secret_file.as_str() {
         "" => None,
         path => Some(trust::watch(Path::new(path), metrics.clone())?),
+    };
+    let guard = match flags.debug_web_token_file.as_str() {
+        "" => Guard::Loopback,
+        path => Guard::read(Path::new(path)).map_err(|error| format!("--debug-web-token-file: {error}"))?,
     };
     let identity = Identity::load(Path::new(&flags.data_dir))?;
 
@@ -157,7 +162,12 @@ pub(crate) async fn run(flags: Registry, terminated: impl Future<Output = ()>) -
     serve(registry_listeners, registry.into_router(), DRAIN_MAX);
     let shown = flags.debug_web_enabled.then_some(identity.peer);
     let checks = Checks::spawn(checked, reports.clone(), metrics.clone());
-    let debug = if flags.debug_web_enabled { check::router(checks) } else { Router::new() };
+    let debug = if flags.debug_web_enabled {
+        let page = DebugPage { reports: reports.clone(), checks: checks.clone() };
+        check::router(checks).merge(debug::router(page, guard))
+    } else {
+        Router::new()
+    };
     serve(metrics_listeners, metrics::router(metrics, reports, shown, debug), DEBUG_DRAIN_MAX);
     serve(id_listeners, id_router(identity.peer, control.listening()), DEBUG_DRAIN_MAX);
     info!(peer = %identity.peer, "mirror is running");
@@ -220,7 +230,7 @@ mod tests {
         let store = dir.path().display().to_string();
         let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
         let taken = taken.local_addr().expect("it is bound").to_string();
-        let cases: [(&[&str], &[&str]); 11] = [
+        let cases: [(&[&str], &[&str]); 12] = [
             (&[], &[]),
             (&["--bootstrap-kind=dns"], &[]),
             (&["--bootstrap-kind=http", "--http-bootstrap-url=10.0.0.1/id"], &[]),
@@ -231,6 +241,7 @@ mod tests {
             (&STATIC, &["--containerd-content-path=/"]),
             (&STATIC, &["--containerd-content-path=STORE", "--cluster-secret-file=/nowhere"]),
             (&STATIC, &["--containerd-content-path=STORE", "--cluster-secret-file=/dev/null"]),
+            (&STATIC, &["--containerd-content-path=STORE", "--debug-web-token-file=/dev/null"]),
             (&STATIC, &["--containerd-content-path=STORE", "--data-dir=/dev/null"]),
         ];
         let mut errors = Vec::new();

@@ -129,7 +129,7 @@ impl Node {
     /// Applies one input. `now` must not go backwards between calls.
     pub fn handle(&mut self, now: Instant, input: Input) {
         match input {
-            Input::ContainerdConnected { .. } => self.inventory.on_connected(now),
+            Input::ContainerdConnected { version } => self.inventory.on_connected(now, version),
             Input::ContainerdDisconnected { cause } => self.inventory.on_disconnected(now, cause),
             Input::Listed(listing) => self.inventory.on_listed(now, listing),
             Input::ContainerdProbed => self.inventory.on_probed(now),
@@ -240,6 +240,7 @@ impl Node {
             ready: self.ready,
             me: self.membership.me().clone(),
             members: self.membership.members().cloned().collect(),
+            suspected: self.membership.suspected().collect(),
             inventory: self.inventory.report(),
             bypassed_images: self.intercept.bypassed_images(),
             directory: self.directory.report(),

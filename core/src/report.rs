@@ -1,6 +1,8 @@
 //! What a node knows about itself and the cluster, for metrics and the operator.
 
-use crate::{DirectoryReport, InventoryReport, Member, PeerReport};
+use std::collections::BTreeSet;
+
+use crate::{DirectoryReport, InventoryReport, Member, PeerId, PeerReport};
 
 /// A node at one moment.
 #[derive(Clone, Debug)]
@@ -11,6 +13,9 @@ pub struct Report {
     pub me: Member,
     /// The other live members, in order of peer ID.
     pub members: Vec<Member>,
+    /// Those of them that have been silent: they are asked and count as alive until they have had the time
+    /// to object.
+    pub suspected: BTreeSet<PeerId>,
     /// What it can serve.
     pub inventory: InventoryReport,
     /// Images pulled past the mirror since the start.

@@ -8,6 +8,7 @@ pub mod clock;
 pub mod containerd;
 pub mod content;
 pub mod control;
+pub mod debug;
 pub mod descriptors;
 pub mod distribution;
 pub mod hosts_toml;

@@ -110,6 +110,7 @@ pub(crate) struct Inventory {
     filters: Filters,
     rng: Rng,
     link: Link,
+    containerd_version: Option<String>,
     watch: Watch,
     inspections: Inspections,
     suspects: Suspects,
@@ -135,6 +136,7 @@ impl Inventory {
             filters,
             rng: Rng::new(seed, "inventory"),
             link: Link::new(),
+            containerd_version: None,
             watch: Watch::new(),
             inspections: Inspections::default(),
             suspects: Suspects::default(),
@@ -156,7 +158,8 @@ impl Inventory {
     }
 
     /// containerd's event stream is open: what happens from here on is not missed.
-    pub(crate) fn on_connected(&mut self, now: Instant) {
+    pub(crate) fn on_connected(&mut self, now: Instant, version: String) {
+        self.containerd_version = Some(version);
         self.link.on_connected(now);
         self.settle(now);
     }

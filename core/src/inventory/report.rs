@@ -21,6 +21,8 @@ const QUARANTINED_MAX: usize = 1000;
 pub struct InventoryReport {
     /// Whether containerd is connected.
     pub is_connected: bool,
+    /// The version that containerd last reported.
+    pub containerd_version: Option<String>,
     /// Whether containerd was listed at least once.
     pub is_listed: bool,
     /// Images known, by any name.
@@ -105,6 +107,7 @@ impl Inventory {
         let quarantined = self.walks.quarantined().take(QUARANTINED_MAX);
         InventoryReport {
             is_connected: self.link.is_connected(),
+            containerd_version: self.containerd_version.clone(),
             is_listed: self.link.is_listed(),
             images: self.images.len(),
             contents: self.contents.len(),

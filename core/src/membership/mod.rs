@@ -270,6 +270,12 @@ impl Membership {
         self.members.values().map(Arc::as_ref)
     }
 
+    /// Live members that are suspected of having failed.
+    pub(crate) fn suspected(&self) -> impl Iterator<Item = PeerId> {
+        let known = self.foca.iter_membership_state();
+        known.filter(|known| known.state() == State::Suspect).map(|known| known.id().member().peer)
+    }
+
     /// How many live members there are besides this node.
     pub(crate) fn len(&self) -> usize {
         self.members.len()

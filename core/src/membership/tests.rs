@@ -379,6 +379,21 @@ fn silent_death_is_noticed_once_by_each() {
 }
 
 #[test]
+fn silent_member_is_suspected_before_it_is_given_up() {
+    let mut cluster = Cluster::formed(3, 1);
+    let suspects = |cluster: &Cluster| {
+        let node = cluster.nodes[0].as_ref().expect("it is alive");
+        (node.suspected().collect::<Vec<_>>(), node.len())
+    };
+    assert_eq!(suspects(&cluster), (vec![], 2));
+    cluster.kill(1);
+    let one = |cluster: &Cluster| suspects(cluster) == (vec![peer(1)], 2);
+    assert!(cluster.run_until(secs(8), one), "it is never suspected while it counts as alive");
+    assert!(cluster.run_until(secs(8), Cluster::complete), "it is never given up");
+    assert_eq!(suspects(&cluster), (vec![], 1));
+}
+
+#[test]
 fn leave_is_known_to_all_within_two_seconds() {
     for count in [2, 5, 50] {
         let mut cluster = Cluster::formed(count, 7);

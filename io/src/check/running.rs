@@ -33,6 +33,12 @@ impl Checks {
         Self { findings, reports }
     }
 
+    /// No check runs.
+    #[cfg(test)]
+    pub(crate) fn none(reports: Reports) -> Self {
+        Self { findings: watch::channel(Arc::default()).1, reports }
+    }
+
     /// What was found last; nothing before the first check.
     #[must_use]
     pub fn findings(&self) -> Arc<[Finding]> {

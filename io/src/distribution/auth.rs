@@ -49,8 +49,9 @@ impl fmt::Debug for Credentials {
     }
 }
 
-fn hash(pair: &[u8]) -> [u8; 32] {
-    let Digest::Sha256(hash) = Digest::sha256_of(pair) else {
+/// SHA-256 of a secret, to be compared in constant time.
+pub(crate) fn hash(secret: &[u8]) -> [u8; 32] {
+    let Digest::Sha256(hash) = Digest::sha256_of(secret) else {
         unreachable!("sha256_of gives a SHA-256 digest")
     };
     hash

@@ -8,6 +8,7 @@ mod request;
 
 pub use self::auth::Credentials;
 pub(crate) use self::{
+    auth::hash,
     error::OciError,
     request::{ContentRequest, MIRRORED_HEADER, Wanted, is_base, is_mirrored, parse},
 };

@@ -70,6 +70,7 @@ pub(super) async fn observe_debug(State(metrics): State<Metrics>, request: Reque
     let handler = match request.uri().path() {
         "/debug/web/check" => "/debug/web/check",
         "/debug/web/metadata" => "/debug/web/metadata",
+        path if path.starts_with("/debug/web/") => "/debug/web/*",
         "/metrics" => "/metrics",
         _ => "other",
     };

@@ -76,7 +76,7 @@ impl Fixture {
     /// Connected, the first listing ordered.
     fn connected(filters: Filters) -> Self {
         let mut f = Self::new(filters);
-        f.inventory.on_connected(f.now);
+        f.inventory.on_connected(f.now, String::new());
         assert_eq!(f.drain(), [Event::ConnectContainerd, Event::List]);
         f
     }
@@ -244,11 +244,13 @@ fn outage_keeps_everything_served_and_is_noted_once() {
         assert_eq!(f.drain(), []);
     }
     assert!(f.inventory.holds(&digest("a")) && f.inventory.is_listed());
-    f.inventory.on_connected(f.now);
+    f.inventory.on_connected(f.now, "2.1.4".to_owned());
     assert_eq!(f.drain(), [Event::List]);
     f.inventory.on_listed(f.now, known);
     assert_eq!(f.drain(), [Event::Notice(Notice::ContainerdListed { images: 0, contents: 1 })]);
-    assert!(f.inventory.report().is_connected);
+    let report = f.inventory.report();
+    assert!(report.is_connected);
+    assert_eq!(report.containerd_version.as_deref(), Some("2.1.4"));
 }
 
 #[test]
@@ -381,7 +383,7 @@ fn answer_during_a_listing_is_not_undone_by_it() {
     let mut f = Fixture::listed(Filters::default(), Listing::default());
     f.committed("b");
     f.inspected("b", Inspection::Absent);
-    f.inventory.on_connected(f.now);
+    f.inventory.on_connected(f.now, String::new());
     f.skip_until(&inspect("b"));
     f.inspected("b", present("b", &[]));
     f.inventory.on_listed(f.now, Listing::default());
@@ -409,7 +411,7 @@ fn lost_watch_is_had_again_and_healed_by_a_listing_soon() {
 fn watch_that_comes_after_a_listing_is_followed_by_another() {
     let mut inventory = Inventory::new(Filters::default(), 1);
     let now = test_time::start();
-    inventory.on_connected(now);
+    inventory.on_connected(now, String::new());
     inventory.on_content_watched(now);
     inventory.on_listed(now, Listing::default());
     assert!(inventory.poll_timeout().is_some_and(|at| at <= now + Duration::from_secs(2)));
@@ -603,6 +605,6 @@ fn calls_without_cause_are_harmless() {
     f.inventory.on_content_unreadable(f.now, &digest("a"));
     assert_eq!(f.drain(), [Event::ConnectContainerd]);
     assert_eq!(f.committed("a"), [], "nobody to ask");
-    f.inventory.on_connected(f.now);
+    f.inventory.on_connected(f.now, String::new());
     assert_eq!(f.drain(), [Event::List, inspect("a")]);
 }

@@ -280,7 +280,7 @@ impl World {
 
     fn connect(&mut self) {
         self.is_connected = true;
-        self.f.inventory.on_connected(self.f.now);
+        self.f.inventory.on_connected(self.f.now, String::new());
     }
 
     fn wait_until(&mut self, at: Instant) {

@@ -151,6 +151,14 @@ pub(crate) struct Registry {
     #[arg(long, env = "DEBUG_WEB_TOKEN_FILE", default_value = "")]
     pub(crate) debug_web_token_file: String,
 
+    /// Whether to serve profiles of this process at --metrics-addr, to those who may see the debug page:
+    /// /debug/pprof/profile (processor time) and /debug/pprof/heap (memory), for go tool pprof.
+    #[arg(
+        long, env = "DEBUG_PPROF_ENABLED", default_value_t = false, action = clap::ArgAction::Set,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true"
+    )]
+    pub(crate) debug_pprof_enabled: bool,
+
     /// File with the secret that only the nodes of the cluster have, one or two lines; anybody may join if
     /// empty.
     #[arg(long, env = "CLUSTER_SECRET_FILE", default_value = "")]

@@ -12,6 +12,7 @@ use spegel_io::{
     hosts_toml::{self, BASIC_AUTH_DIR, BasicAuth, HostsTomlSettings},
     trust,
 };
+use spegel_profiles::Allocator;
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{SignalKind, signal},
@@ -19,6 +20,10 @@ use tokio::{
 use tracing::{error, info, level_filters::LevelFilter};
 
 use crate::cli::{Command, Exit, LogLevel, VersionFormat};
+
+/// The system's, which notes some of what passes if profiles are wanted.
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
 
 /// Most threads that serve. The kernel moves the bytes, so that each does gigabytes a second: more only
 /// cost memory, on nodes with very many cores. Fewer and parsing and checking get in each other's way.

@@ -10,7 +10,7 @@ use spegel_io::{
     containerd::{Containerd, ContainerdSettings},
     content::{self, ContentDir},
     control::{self, ControlSettings},
-    debug::{self, DebugPage, Guard},
+    debug::{self, DebugPage, Guard, Measurer},
     descriptors,
     distribution::Credentials,
     hosts_toml::{BASIC_AUTH_DIR, BasicAuth},
@@ -20,6 +20,7 @@ use spegel_io::{
     mirror::Pulls,
     net::TcpDialer,
     ports::Ports,
+    questions::Questions,
     registry::{self, Serving},
     resolve::{Resolver, ResolverSettings, id_router},
     shell,
@@ -52,6 +53,10 @@ pub(crate) async fn run(flags: Registry, terminated: impl Future<Output = ()>) -
         static_peers: flags.static_bootstrap_peers,
         router_port,
     })?;
+    if flags.debug_pprof_enabled {
+        // Early, because what was allocated before is not seen.
+        spegel_profiles::heap::start();
+    }
     let filters =
         Filters::new(&flags.mirrored_registries, &flags.registry_filters).map_err(|error| match error {
             FilterError::Registry { .. } => format!("--mirrored-registries: {error}"),
@@ -110,6 +115,7 @@ pub(crate) async fn run(flags: Registry, terminated: impl Future<Output = ()>) -
     let kernel = Kernel::new();
     let dialer = TcpDialer::new(kernel.clone());
     let pulls = Pulls::new(dialer, inputs.clone(), trust.clone(), metrics.clone());
+    let questions = Questions::new(inputs.clone());
     let (ready, is_ready) = watch::channel(false);
     let (farewell, mut farewell_said) = watch::channel(false);
     let (reports, report_requests) = shell::reports();
@@ -131,6 +137,7 @@ pub(crate) async fn run(flags: Registry, terminated: impl Future<Output = ()>) -
         resolver,
         inputs: inputs.clone(),
         serving: serving.clone(),
+        questions: questions.clone(),
         pulls: pulls.clone(),
         metrics: metrics.clone(),
         ready,
@@ -141,6 +148,13 @@ pub(crate) async fn run(flags: Registry, terminated: impl Future<Output = ()>) -
     let node = Node::new(clock::now(), config, seed);
     let core = tokio::spawn(shell::run(node, from_adapters, report_requests, ports));
 
+    let page = DebugPage {
+        reports: reports.clone(),
+        checks: Checks::spawn(checked, reports.clone(), metrics.clone()),
+        pulls: pulls.history(),
+        questions,
+        measurer: Measurer::new(&flags.registry_addr.0, trust.clone()),
+    };
     let registry = registry::Registry {
         serving,
         store,
@@ -161,13 +175,13 @@ pub(crate) async fn run(flags: Registry, terminated: impl Future<Output = ()>) -
     };
     serve(registry_listeners, registry.into_router(), DRAIN_MAX);
     let shown = flags.debug_web_enabled.then_some(identity.peer);
-    let checks = Checks::spawn(checked, reports.clone(), metrics.clone());
-    let debug = if flags.debug_web_enabled {
-        let page = DebugPage { reports: reports.clone(), checks: checks.clone() };
-        check::router(checks).merge(debug::router(page, guard))
-    } else {
-        Router::new()
-    };
+    let mut debug = Router::new();
+    if flags.debug_web_enabled {
+        debug = check::router(page.checks.clone()).merge(guard.protect(debug::router(page)));
+    }
+    if flags.debug_pprof_enabled {
+        debug = debug.merge(guard.protect(spegel_profiles::router()));
+    }
     serve(metrics_listeners, metrics::router(metrics, reports, shown, debug), DEBUG_DRAIN_MAX);
     serve(id_listeners, id_router(identity.peer, control.listening()), DEBUG_DRAIN_MAX);
     info!(peer = %identity.peer, "mirror is running");

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    AttemptId, ExchangeId, Key, PeerId, PullId,
+    AttemptId, ExchangeId, Key, PeerId, PullId, QuestionId,
     oci::{Descriptor, Digest},
 };
 
@@ -201,6 +201,16 @@ pub enum Input {
     PullAbandoned {
         /// The pull.
         pull: PullId,
+    },
+
+    // --- people ---------------------------------------------------------------------------
+    /// Somebody wants to know who has something; exactly one [`crate::Output::TellHolders`] follows, within
+    /// the time that a lookup may take.
+    HoldersAsked {
+        /// Names the question.
+        question: QuestionId,
+        /// What of.
+        key: Key,
     },
 
     // --- the process ----------------------------------------------------------------------

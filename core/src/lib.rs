@@ -34,6 +34,7 @@ mod test_time;
 mod trust;
 
 pub mod check;
+pub mod measure;
 pub mod oci;
 
 pub use crate::{
@@ -49,7 +50,7 @@ pub use crate::{
     key::Key,
     message::{Announce, Compared, Fingerprint, MESSAGE_SIZE_MAX, MessageError, Reply, Request},
     node::Node,
-    output::{CONNECT_TIMEOUT_MAX, EXCHANGE_TIMEOUT_MAX, Notice, Output, RefuseReason, Wake},
+    output::{CONNECT_TIMEOUT_MAX, EXCHANGE_TIMEOUT_MAX, FoundHolders, Notice, Output, RefuseReason, Wake},
     peer::{Member, PeerId, PeerIdError, Zone},
     range::{ByteRange, ContentRange, RangeError, Unsatisfiable},
     report::Report,
@@ -69,6 +70,10 @@ pub struct PullId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AttemptId(pub u32);
 
+/// One question of a person who wants to know who has something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct QuestionId(pub u64);
+
 /// One control message and its reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ExchangeId(pub u64);
@@ -80,6 +85,12 @@ impl fmt::Display for PullId {
 }
 
 impl fmt::Display for AttemptId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for QuestionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
@@ -97,6 +108,6 @@ mod tests {
 
     #[test]
     fn ids_are_shown_as_their_numbers() {
-        assert_eq!(format!("{} {} {}", PullId(7), AttemptId(8), ExchangeId(9)), "7 8 9");
+        assert_eq!(format!("{} {} {} {}", PullId(7), AttemptId(8), ExchangeId(9), QuestionId(6)), "7 8 9 6");
     }
 }

@@ -18,7 +18,8 @@ use std::{
 };
 
 use crate::{
-    Config, DirectoryContents, ExchangeId, Input, Member, Notice, Output, PeerId, PullId, Wake,
+    Config, DirectoryContents, ExchangeId, FoundHolders, Input, Key, Member, Notice, Output, PeerId, PullId,
+    QuestionId, Wake,
     bootstrap::{self, Bootstrap},
     directory::{self, Directory, LookupId},
     fetch::{self, Candidate, Fetch},
@@ -51,6 +52,11 @@ const MALFORMED_NOTICE_INTERVAL: Duration = Duration::from_secs(60);
 /// Most peers whose nonsense is remembered. Fewer and many such peers fill the log.
 const MALFORMED_PEERS_MAX: usize = 256;
 
+/// Most questions of people that wait for an answer; of further ones it is said at once that nothing is known.
+/// Fewer and two people who look at once get in each other's way; more and whoever sees the debug page can use
+/// up the lookups that pulls need.
+const QUESTIONS_MAX: usize = 16;
+
 /// Most events passed between machines after one input, those of the inventory aside. Fewer and
 /// many members that change at once end the process; more only means that two machines which
 /// answer each other for ever are found later.
@@ -68,7 +74,7 @@ pub struct Node {
     health: Health,
     exchanges: BTreeMap<ExchangeId, Exchange>,
     next_exchange: u64,
-    lookups: BTreeMap<LookupId, PullId>,
+    lookups: BTreeMap<LookupId, Asker>,
     malformed: BTreeMap<PeerId, Instant>,
     ready: bool,
     shutdown: Option<Shutdown>,
@@ -81,6 +87,13 @@ enum Exchange {
     Swim(PeerId),
     Compare(PeerId),
     Directory(u64),
+}
+
+/// Who waits for the answer to a lookup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asker {
+    Pull(PullId),
+    Person { question: QuestionId, key: Key },
 }
 
 /// How far the end of the process is.
@@ -189,6 +202,8 @@ impl Node {
                 self.fetch.on_completed(now, pull, attempt, bytes, &mut self.health);
             }
             Input::PullAbandoned { pull } => self.fetch.on_abandoned(now, pull, &mut self.health),
+
+            Input::HoldersAsked { question, key } => self.look_for_person(now, question, key),
 
             Input::ShutdownRequested => self.begin_shutdown(now),
         }
@@ -383,22 +398,44 @@ impl Node {
                 self.send(now, Exchange::Directory(exchange), to, addrs, &request, timeout);
             }
             directory::Event::Answered { lookup, holders, outcome } => {
-                let Some(pull) = self.lookups.remove(&lookup) else { return };
-                let candidates = holders.iter().filter_map(|peer| self.candidate(peer)).collect();
-                let definitive = outcome == directory::Outcome::Definitive;
-                self.fetch.on_holders(now, pull, candidates, definitive, &mut self.health);
+                let is_certain = outcome == directory::Outcome::Definitive;
+                match self.lookups.remove(&lookup) {
+                    Some(Asker::Pull(pull)) => {
+                        let candidates = holders.iter().filter_map(|peer| self.candidate(peer)).collect();
+                        self.fetch.on_holders(now, pull, candidates, is_certain, &mut self.health);
+                    }
+                    Some(Asker::Person { question, key }) => {
+                        self.tell_holders(question, &key, holders, is_certain);
+                    }
+                    None => {}
+                }
             }
         }
+    }
+
+    fn look_for_person(&mut self, now: Instant, question: QuestionId, key: Key) {
+        let is_of_person = |asker: &&Asker| matches!(asker, Asker::Person { .. });
+        if self.lookups.values().filter(is_of_person).count() >= QUESTIONS_MAX {
+            return self.tell_holders(question, &key, Vec::new(), false);
+        }
+        let lookup = self.directory.lookup(now, key);
+        self.lookups.insert(lookup, Asker::Person { question, key });
+    }
+
+    fn tell_holders(&mut self, question: QuestionId, key: &Key, others: Vec<PeerId>, is_certain: bool) {
+        let is_held_here = self.directory.holds(key);
+        let found = FoundHolders { is_held_here, others, is_certain };
+        self.outputs.push_back(Output::TellHolders { question, found });
     }
 
     fn route_fetch(&mut self, now: Instant, event: fetch::Event) {
         match event {
             fetch::Event::Lookup { pull, key } => {
                 let lookup = self.directory.lookup(now, key);
-                self.lookups.insert(lookup, pull);
+                self.lookups.insert(lookup, Asker::Pull(pull));
             }
             fetch::Event::CancelLookup { pull } => {
-                let lookups = self.lookups.iter().filter(|(_, of)| **of == pull);
+                let lookups = self.lookups.iter().filter(|(_, of)| **of == Asker::Pull(pull));
                 let lookups: Vec<_> = lookups.map(|(lookup, _)| *lookup).collect();
                 for lookup in lookups {
                     self.lookups.remove(&lookup);

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{AttemptId, ExchangeId, Member, PeerId, PullId, oci::Digest};
+use crate::{AttemptId, ExchangeId, Member, PeerId, PullId, QuestionId, oci::Digest};
 
 /// How long after the timeout of an order its answer is given up. Shorter and answers that merely
 /// waited for the core are lost; longer and one that was lost delays what comes next.
@@ -182,6 +182,15 @@ pub enum Output {
         reason: RefuseReason,
     },
 
+    // --- people ---------------------------------------------------------------------------
+    /// The answer to [`crate::Input::HoldersAsked`].
+    TellHolders {
+        /// The question.
+        question: QuestionId,
+        /// Who has it, as far as was found out.
+        found: FoundHolders,
+    },
+
     // --- the process ----------------------------------------------------------------------
     /// The readiness to report from here on.
     SetReady {
@@ -192,6 +201,17 @@ pub enum Output {
     ShutdownComplete,
     /// Something an operator or developer may want to read; changes nothing.
     Notice(Notice),
+}
+
+/// Who has something, for a person.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FoundHolders {
+    /// Whether this node has it and has announced it.
+    pub is_held_here: bool,
+    /// Other members that have it: as many as owners name to one who pulls, not all where many do.
+    pub others: Vec<PeerId>,
+    /// Whether an owner could say. If not, there may be holders although none is named.
+    pub is_certain: bool,
 }
 
 /// Why a pull was not (wholly) answered.

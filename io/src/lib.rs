@@ -20,6 +20,7 @@ pub mod net;
 pub mod notice;
 pub mod peer;
 pub mod ports;
+pub mod questions;
 pub mod registry;
 pub mod resolve;
 pub mod shell;

@@ -46,7 +46,7 @@ const HEAD_READ_BYTES: usize = 2048;
 const BODY_READ_BYTES_MAX: usize = 32 * 1024;
 
 /// What a node may answer with, in the order that the Go implementation asks for it.
-const ACCEPTED: [&str; 4] = [
+pub(crate) const ACCEPTED: [&str; 4] = [
     "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v2+json",
     "application/vnd.oci.image.index.v1+json",

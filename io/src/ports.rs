@@ -6,7 +6,7 @@ use tracing::{debug, trace};
 
 use crate::{
     containerd::ContainerdHandle, content::watch::WatchHandle, control::ControlHandle, metrics::Metrics,
-    mirror::Pulls, net::Dialer, notice, registry::Serving, resolve::Resolver, shell,
+    mirror::Pulls, net::Dialer, notice, questions::Questions, registry::Serving, resolve::Resolver, shell,
 };
 
 /// All adapters of one process.
@@ -24,6 +24,8 @@ pub struct Ports<D> {
     pub inputs: mpsc::Sender<Input>,
     /// Content and tags served locally.
     pub serving: Serving,
+    /// What people ask.
+    pub questions: Questions,
     /// Requests being pulled.
     pub pulls: Pulls<D>,
     /// Counters.
@@ -58,6 +60,7 @@ fn log(output: &Output) {
         | Output::ResolveBootstrap { .. }
         | Output::Send { .. }
         | Output::Reply { .. }
+        | Output::TellHolders { .. }
         | Output::SetReady { .. }
         | Output::ShutdownComplete
         | Output::Notice(_) => trace!(?output, "decided"),
@@ -71,7 +74,7 @@ impl<D: Dialer> shell::Ports for Ports<D> {
 
     fn perform(&mut self, output: Output) {
         log(&output);
-        if self.serving.perform(&output) || self.pulls.perform(&output) {
+        if self.serving.perform(&output) || self.pulls.perform(&output) || self.questions.perform(&output) {
             return;
         }
         let Some(output) = self.control.perform(output) else { return };
@@ -108,7 +111,8 @@ impl<D: Dialer> shell::Ports for Ports<D> {
             | Output::CancelFetch { .. }
             | Output::Forward { .. }
             | Output::Refuse { .. }
-            | Output::Truncate { .. } => unreachable!("carried out above"),
+            | Output::Truncate { .. }
+            | Output::TellHolders { .. } => unreachable!("carried out above"),
         }
     }
 }

@@ -268,6 +268,11 @@ impl Announcer {
         self.held.keys()
     }
 
+    /// Whether this node holds a key.
+    pub(super) fn holds(&self, key: &Key) -> bool {
+        self.held.contains_key(key)
+    }
+
     /// How many keys this node holds.
     pub(super) fn held(&self) -> usize {
         self.held.len()

@@ -302,6 +302,11 @@ impl Directory {
         id
     }
 
+    /// Whether this node holds a key, and says so.
+    pub(crate) fn holds(&self, key: &Key) -> bool {
+        self.announcer.holds(key)
+    }
+
     fn begin_lookup(&mut self, now: Instant, key: Key) -> LookupId {
         let me = self.roster.me();
         if self.roster.others() == 0 {

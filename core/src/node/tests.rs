@@ -5,7 +5,7 @@ mod world;
 
 use self::world::{End, MB, World, digest, ms, peer};
 use super::*;
-use crate::{FetchError, Key, ListedContent, ListedImage, Listing, PullKind, RefuseReason, oci, test_time};
+use crate::{FetchError, ListedContent, ListedImage, Listing, PullKind, RefuseReason, oci, test_time};
 
 const NOBODY: End = End::Refused(RefuseReason::NobodyHasIt, 0);
 
@@ -85,6 +85,61 @@ fn pull_that_is_given_up_ends_its_search_and_no_other() {
     for pull in pulls.iter().filter(|pull| *pull != given_up) {
         assert_eq!(world.end(0, *pull), Some(NOBODY));
     }
+}
+
+fn tell(world: &mut World, host: usize, number: u64, key: Key) -> Vec<Output> {
+    let now = world.now;
+    world.input(host, Input::HoldersAsked { question: QuestionId(number), key });
+    world.run(secs(1));
+    assert!(world.now > now);
+    std::mem::take(&mut world.hosts[host].told)
+}
+
+#[test]
+fn person_who_asks_who_has_something_is_told_by_every_node() {
+    let mut world = World::settled(1, 8);
+    world.commit(2, digest(1), MB);
+    world.commit(5, digest(1), MB);
+    world.run(secs(1));
+    for host in 0..8 {
+        let told = tell(&mut world, host, 7, Key::of_digest(&digest(1)));
+        let [Output::TellHolders { question: QuestionId(7), found }] = &told[..] else {
+            panic!("one answer: {told:?}")
+        };
+        let mut others: Vec<PeerId> = [2, 5].into_iter().filter(|holder| *holder != host).map(peer).collect();
+        let mut named = found.others.clone();
+        others.sort_unstable();
+        named.sort_unstable();
+        assert_eq!(
+            (named, found.is_held_here, found.is_certain),
+            (others, host == 2 || host == 5, true),
+            "{host}"
+        );
+        let told = tell(&mut world, host, 8, Key::of_digest(&digest(2)));
+        let found = FoundHolders { is_held_here: false, others: Vec::new(), is_certain: true };
+        assert_eq!(told, [Output::TellHolders { question: QuestionId(8), found }], "{host}");
+    }
+}
+
+#[test]
+fn people_cannot_use_up_the_lookups_of_pulls() {
+    let mut world = World::settled(1, 8);
+    let now = world.now;
+    let node = world.node(0);
+    let mut unknown = 0;
+    for number in 0..1000_u64 {
+        let key = Key::of(&number.to_string());
+        node.handle(now, Input::HoldersAsked { question: QuestionId(number), key });
+        let nothing = Output::TellHolders { question: QuestionId(number), found: FoundHolders::default() };
+        unknown += usize::from(outputs(node).contains(&nothing));
+        assert!(node.lookups.len() <= QUESTIONS_MAX, "{}", node.lookups.len());
+    }
+    // What this node owns itself it can answer as long as there is room.
+    assert!(unknown > 900, "{unknown} were told that nothing is known");
+    let patience = now + secs(1);
+    node.handle_timeout(patience);
+    let told = outputs(node).iter().filter(|output| matches!(output, Output::TellHolders { .. })).count();
+    assert_eq!((told, node.lookups.len()), (QUESTIONS_MAX, 0), "each is answered in time");
 }
 
 #[test]

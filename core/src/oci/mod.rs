@@ -4,6 +4,7 @@ mod digest;
 mod manifest;
 mod media_type;
 mod reference;
+mod sought;
 
 pub use self::{
     digest::{Algorithm, Digest, DigestError},
@@ -12,4 +13,5 @@ pub use self::{
     },
     media_type::{is_config_type, is_index_type, is_layer_type, is_manifest_type},
     reference::{ImageName, Reference, ReferenceError, Repository, Tag},
+    sought::Sought,
 };

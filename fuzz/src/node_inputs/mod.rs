@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use spegel_core::{
     Announce, AttemptId, BootstrapAddr, ExchangeId, FetchError, Fingerprint, Input, Inspection, Key, Listing,
-    ManifestRead, PullId, PullKind, Request, oci::Digest,
+    ManifestRead, PullId, PullKind, QuestionId, Request, oci::Digest,
 };
 
 use self::{
@@ -61,7 +61,7 @@ fn run(data: &[u8], is_compared: bool) -> World {
         }
         world.step(&mut bytes);
     }
-    if world.shells.iter().any(|shell| !shell.pulls.is_empty()) {
+    if world.shells.iter().any(|shell| !shell.pulls.is_empty() || !shell.questions.is_empty()) {
         world.wait(SILENCE, false);
     }
     for shell in &world.shells {
@@ -325,7 +325,13 @@ impl World {
                 Input::BootstrapResolved { addrs: addrs.collect() }
             }
             3 => Input::BootstrapFailed { cause },
-            4 | 5 => {
+            4 => {
+                let question = QuestionId(shell.question_next);
+                shell.question_next += 1;
+                shell.questions.insert(question);
+                Input::HoldersAsked { question, key: Key::of_digest(&any_digest(bytes)) }
+            }
+            5 => {
                 let addr = shell.dials.pop_first().unwrap_or_else(|| router_addr(bytes.below(6)));
                 Input::Dialed { addr, peer: any_peer(bytes) }
             }

@@ -9,7 +9,7 @@ use std::{
 
 use spegel_core::{
     AttemptId, Config, EXCHANGE_TIMEOUT_MAX, ExchangeId, Filters, Input, MESSAGE_SIZE_MAX, Node, Output,
-    PeerId, PullId, Reply, Request, oci::Digest,
+    PeerId, PullId, QuestionId, Reply, Request, oci::Digest,
 };
 
 use super::vocabulary;
@@ -44,6 +44,9 @@ pub(super) struct Shell {
     pub(super) reads: Vec<Digest>,
     pub(super) pulls: BTreeMap<PullId, Pull>,
     pub(super) pull_next: u64,
+    /// Asked by people, and not answered.
+    pub(super) questions: BTreeSet<QuestionId>,
+    pub(super) question_next: u64,
     replied: Option<Vec<u8>>,
     contents: BTreeSet<Digest>,
     tags: BTreeMap<String, Digest>,
@@ -82,6 +85,8 @@ impl Shell {
             reads: Vec::new(),
             pulls: BTreeMap::new(),
             pull_next: 0,
+            questions: BTreeSet::new(),
+            question_next: 0,
             replied: None,
             contents: BTreeSet::new(),
             tags: BTreeMap::new(),
@@ -137,6 +142,7 @@ impl Shell {
     /// What must hold when nothing was heard of for long enough.
     pub(super) fn check_silence(&self, now: Instant) {
         assert!(self.pulls.is_empty(), "pulls without an answer: {:?}", self.pulls);
+        assert!(self.questions.is_empty(), "questions without an answer: {:?}", self.questions);
         let report = self.node.report(now);
         assert_eq!(report.pulls, 0, "a pull outlived its answer");
         assert_eq!(report.ready, self.ready);
@@ -232,6 +238,10 @@ impl Shell {
                 let pull = self.pull(id);
                 assert!(pull.begun && !pull.abandoned && pull.attempts.is_empty(), "truncated: {pull:?}");
                 self.pulls.remove(&id);
+            }
+            Output::TellHolders { question, found } => {
+                assert!(self.questions.remove(&question), "a question answered twice");
+                assert!(!found.others.contains(&self.peer), "it is not another");
             }
             Output::SetReady { ready } => {
                 assert_ne!(std::mem::replace(&mut self.ready, ready), ready, "told twice");

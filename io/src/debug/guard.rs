@@ -8,8 +8,9 @@ use std::{
 };
 
 use axum::{
+    Router,
     extract::{ConnectInfo, Request, State},
-    middleware::Next,
+    middleware::{self, Next},
     response::{IntoResponse as _, Response},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -77,6 +78,11 @@ impl Guard {
         Ok(Self::Token(hash(token)))
     }
 
+    /// Lets only those to `router` who may see what is there.
+    pub fn protect(&self, router: Router) -> Router {
+        router.route_layer(middleware::from_fn_with_state(self.clone(), check))
+    }
+
     fn admits(&self, from: IpAddr, headers: &HeaderMap) -> Result<(), Refusal> {
         match self {
             // A page elsewhere can give its own name the address 127.0.0.1 and have a browser ask here.
@@ -106,7 +112,7 @@ enum Refusal {
 }
 
 /// Lets through only those who may see what is behind it.
-pub(super) async fn check(
+async fn check(
     State(guard): State<Guard>,
     ConnectInfo(from): ConnectInfo<SocketAddr>,
     request: Request,

@@ -10,7 +10,12 @@ use spegel_core::{
     check::{self, Finding, Level},
 };
 
-use super::html::Html;
+use super::{
+    html::Html,
+    pulls,
+    tools::{self, Measurement, Search},
+};
+use crate::mirror::PullRecord;
 
 /// Most rows of a table. Fewer and trouble in a large cluster is not all on the page; more and the page is
 /// slow on a phone. What is unusual comes first.
@@ -21,7 +26,12 @@ pub(super) struct View<'a> {
     /// Nothing while the process ends.
     pub(super) report: Option<&'a Report>,
     pub(super) findings: &'a [Finding],
+    pub(super) pulls: &'a [PullRecord],
+    /// What was asked for with this page.
+    pub(super) search: Option<&'a Search>,
+    pub(super) measurement: Option<&'a Measurement>,
     pub(super) now: Instant,
+    pub(super) now_unix_ms: u64,
 }
 
 /// The whole page.
@@ -35,8 +45,12 @@ pub(super) fn render(view: &View<'_>) -> String {
         quarantine(&mut html, report, view.now);
         cluster(&mut html, report);
     }
+    pulls::section(&mut html, view.pulls, view.now_unix_ms);
     findings(&mut html, view.findings);
-    html.raw("</div>\n</main>\n</body>\n</html>\n");
+    html.raw("</div>\n");
+    tools::search(&mut html, view.search, view.report);
+    tools::measure(&mut html, view.measurement);
+    html.raw("</main>\n</body>\n</html>\n");
     html.finish()
 }
 
@@ -248,7 +262,8 @@ mod tests {
     }
 
     fn page(report: Option<&Report>, findings: &[Finding]) -> String {
-        render(&View { report, findings, now: clock::now() })
+        let (pulls, search, measurement) = (&[][..], None, None);
+        render(&View { report, findings, pulls, search, measurement, now: clock::now(), now_unix_ms: 0 })
     }
 
     fn finding(level: Level, summary: &str) -> Finding {

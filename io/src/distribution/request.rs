@@ -3,7 +3,7 @@
 
 use http::{HeaderMap, Uri, header};
 use spegel_core::{
-    ByteRange,
+    ByteRange, PullKind,
     oci::{Digest, Repository, Tag},
 };
 
@@ -66,6 +66,25 @@ impl ContentRequest {
         match &self.wanted {
             Wanted::Tag(tag) => format!("{}/{}:{tag}", self.registry, self.repository),
             Wanted::Manifest(digest) | Wanted::Blob(digest) => digest.to_string(),
+        }
+    }
+
+    /// What kind of pull it is.
+    pub(crate) const fn kind(&self) -> PullKind {
+        match (self.head, self.wanted.is_manifest()) {
+            (true, _) => PullKind::Head,
+            (false, true) => PullKind::Manifest,
+            (false, false) => PullKind::Blob,
+        }
+    }
+
+    /// What was asked for, for people: [`Self::identifier`] with the repository in any case.
+    pub(crate) fn name(&self) -> String {
+        match &self.wanted {
+            Wanted::Tag(_) => self.identifier(),
+            Wanted::Manifest(digest) | Wanted::Blob(digest) => {
+                format!("{}/{}@{digest}", self.registry, self.repository)
+            }
         }
     }
 

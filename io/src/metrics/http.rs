@@ -71,6 +71,7 @@ pub(super) async fn observe_debug(State(metrics): State<Metrics>, request: Reque
         "/debug/web/check" => "/debug/web/check",
         "/debug/web/metadata" => "/debug/web/metadata",
         path if path.starts_with("/debug/web/") => "/debug/web/*",
+        path if path.starts_with("/debug/pprof/") => "/debug/pprof/*",
         "/metrics" => "/metrics",
         _ => "other",
     };

@@ -5,6 +5,7 @@
 //! request and by the shell with each order.
 
 mod answer;
+mod history;
 mod relay;
 mod task;
 
@@ -20,7 +21,7 @@ use std::{
 };
 
 use http::{HeaderMap, StatusCode};
-use spegel_core::{AttemptId, Input, Output, PeerId, PullId, RefuseReason};
+use spegel_core::{AttemptId, Input, Notice, Output, PeerId, PullId, RefuseReason};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
@@ -29,6 +30,8 @@ use crate::{
     net::{Dialer, Stream},
     trust::Trust,
 };
+pub use history::PullHistory;
+pub(crate) use history::{Failure, PullEnd, PullRecord};
 pub(crate) use relay::RelayBody;
 
 /// Most pulls at once. Fewer and a node that starts many pods sends some of them upstream for
@@ -42,11 +45,32 @@ const ORDERS_MAX: usize = 64;
 /// An order of the core for one pull.
 #[derive(Clone, Copy, Debug)]
 enum Order {
-    Fetch { attempt: AttemptId, peer: PeerId, addr: SocketAddr, skip: u64, check_bytes_max: u64 },
-    CancelFetch { attempt: AttemptId },
-    Forward { attempt: AttemptId, report_interval: Duration },
-    Refuse { reason: RefuseReason, attempts: u32 },
-    Truncate { reason: RefuseReason },
+    Fetch {
+        attempt: AttemptId,
+        peer: PeerId,
+        addr: SocketAddr,
+        skip: u64,
+        check_bytes_max: u64,
+    },
+    CancelFetch {
+        attempt: AttemptId,
+    },
+    Forward {
+        attempt: AttemptId,
+        report_interval: Duration,
+    },
+    Refuse {
+        reason: RefuseReason,
+        attempts: u32,
+    },
+    Truncate {
+        reason: RefuseReason,
+    },
+    /// Not to be carried out, but told: the pull has left a peer.
+    NoteLeft {
+        from: PeerId,
+        reason: &'static str,
+    },
 }
 
 /// How a pull is answered.
@@ -66,6 +90,7 @@ pub struct Pulls<D> {
     inputs: mpsc::Sender<Input>,
     trust: Trust,
     metrics: Metrics,
+    history: PullHistory,
     table: Table,
     next: Arc<AtomicU64>,
 }
@@ -82,14 +107,19 @@ impl<D: Dialer> Pulls<D> {
     #[must_use]
     pub fn new(dialer: D, inputs: mpsc::Sender<Input>, trust: Trust, metrics: Metrics) -> Self {
         let (table, next) = (Table::default(), Arc::new(AtomicU64::new(1)));
-        Self { dialer, inputs, trust, metrics, table, next }
+        Self { dialer, inputs, trust, metrics, history: PullHistory::default(), table, next }
     }
 
     /// Carries out an order of the core; `false` if it is none for a pull. Orders for a pull
     /// that is over are ignored. Never waits.
-    #[expect(clippy::wildcard_enum_match_arm, reason = "the shell routes every order; these five are ours")]
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the shell routes every order; these are ours")]
     pub fn perform(&self, output: &Output) -> bool {
         let (pull, order) = match *output {
+            Output::Notice(Notice::PullResumed { pull, from, reason, .. }) => {
+                self.pass_on(pull, Order::NoteLeft { from, reason });
+                // It is for the log, too.
+                return false;
+            }
             Output::Fetch { pull, attempt, peer, addr, skip, check_bytes_max } => {
                 (pull, Order::Fetch { attempt, peer, addr, skip, check_bytes_max })
             }
@@ -101,13 +131,23 @@ impl<D: Dialer> Pulls<D> {
             Output::Truncate { pull, reason } => (pull, Order::Truncate { reason }),
             _ => return false,
         };
+        self.pass_on(pull, order);
+        true
+    }
+
+    fn pass_on(&self, pull: PullId, order: Order) {
         let mut table = lock(&self.table);
         if table.get(&pull).is_some_and(|orders| orders.try_send(order).is_err()) {
             // Orders must not be lost one by one: without its entry the pull ends as a whole.
             tracing::warn!(%pull, "pull dropped because it no longer follows orders");
             table.remove(&pull);
         }
-        true
+    }
+
+    /// What became of the last pulls.
+    #[must_use]
+    pub fn history(&self) -> PullHistory {
+        self.history.clone()
     }
 
     /// Pulls from peers what a client asked for; waits for the head of the response. Dropping

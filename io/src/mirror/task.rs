@@ -11,7 +11,7 @@ use std::{
 };
 
 use http::Method;
-use spegel_core::{AttemptId, FetchError, Input, Key, PeerId, PullId, PullKind, RefuseReason};
+use spegel_core::{AttemptId, FetchError, Input, Key, PeerId, PullId, RefuseReason};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{self, Instant},
@@ -21,9 +21,11 @@ use tracing::debug;
 use super::{
     Order, Outcome, Pulls,
     answer::{self, Answer, Promise},
+    history::{PullEnd, PullHistory, PullRecord},
     relay::{News, Relay},
 };
 use crate::{
+    clock,
     distribution::ContentRequest,
     metrics::Metrics,
     net::{Dialer, Stream},
@@ -79,6 +81,8 @@ pub(super) struct Task<D: Dialer> {
     dialer: D,
     trust: Trust,
     metrics: Metrics,
+    history: PullHistory,
+    record: PullRecord,
     inputs: mpsc::Sender<Input>,
     orders: mpsc::Receiver<Order>,
     /// Where the head goes; `None` once it has.
@@ -101,9 +105,12 @@ impl<D: Dialer> Task<D> {
         orders: mpsc::Receiver<Order>,
         client: oneshot::Sender<Outcome<D::Stream>>,
     ) -> Self {
+        let record = PullRecord::begun(request.name(), request.kind(), clock::unix_ms());
         Self {
             pull,
             request,
+            record,
+            history: pulls.history.clone(),
             dialer: pulls.dialer.clone(),
             trust: pulls.trust.clone(),
             metrics: pulls.metrics.clone(),
@@ -135,19 +142,18 @@ impl<D: Dialer> Task<D> {
                 Step::ReportDue => self.report_progress().await,
             };
         }
+        // What the client got since the last report, if it has gone.
+        let _told = self.take_report();
+        self.record.took = self.requested_at.elapsed();
+        self.history.add(self.record);
     }
 
     fn requested(&self) -> Input {
-        let kind = match (self.request.head, self.request.wanted.is_manifest()) {
-            (true, _) => PullKind::Head,
-            (false, true) => PullKind::Manifest,
-            (false, false) => PullKind::Blob,
-        };
         Input::PullRequested {
             pull: self.pull,
             key: Key::of(&self.request.identifier()),
             digest: self.request.wanted.digest(),
-            kind,
+            kind: self.request.kind(),
             whole: !self.request.head && self.request.range.is_none(),
         }
     }
@@ -192,6 +198,7 @@ impl<D: Dialer> Task<D> {
                 self.end_early(reason, 0);
                 return State::Over;
             }
+            Order::NoteLeft { from, reason } => self.record.left(from, reason),
         }
         State::Running
     }
@@ -201,12 +208,14 @@ impl<D: Dialer> Task<D> {
         if let Some(client) = self.client.take() {
             debug!(pull = %self.pull, %reason, "pull refused");
             self.metrics.pull_miss(&self.request.registry, reason);
+            self.record.end = PullEnd::Refused(reason);
             // An error means that the client has just gone, and the core need not know: for it
             // the pull is over.
             let _ = client.send(Outcome::Refused { reason, attempts });
         } else {
             debug!(pull = %self.pull, %reason, sent = self.sent(), "pull truncated");
             self.metrics.pull_truncated(reason);
+            self.record.end = PullEnd::Truncated(reason);
         }
     }
 
@@ -222,6 +231,7 @@ impl<D: Dialer> Task<D> {
             self.resolved = true;
             self.metrics.pull_resolved(self.requested_at.elapsed());
         }
+        self.record.asked(attempt, peer, addr);
         if self.asking.len() + self.answered.len() >= ATTEMPTS_MAX {
             return self.report_failure(attempt, FetchError::Connect).await;
         }
@@ -331,6 +341,7 @@ impl<D: Dialer> Task<D> {
     async fn complete(&mut self) -> State {
         if let Some((attempt, bytes, _)) = self.take_report() {
             let bytes = if self.request.head { 0 } else { bytes };
+            self.record.end = PullEnd::Complete;
             self.metrics.pull_hit(&self.request.registry);
             self.report(Input::FetchCompleted { pull: self.pull, attempt, bytes }).await;
         }
@@ -348,12 +359,14 @@ impl<D: Dialer> Task<D> {
         let (position, starved) = self.relay.as_ref()?.progress(now);
         let bytes = position.saturating_sub(forwarding.reported);
         forwarding.reported += bytes;
+        self.record.gave(forwarding.attempt, bytes);
         forwarding.report_at = now + forwarding.interval;
         Some((forwarding.attempt, bytes, starved))
     }
 
     async fn report_failure(&mut self, attempt: AttemptId, cause: FetchError) -> State {
         debug!(pull = %self.pull, %attempt, ?cause, "attempt failed");
+        self.record.failed(attempt, cause);
         self.report(Input::FetchFailed { pull: self.pull, attempt, cause }).await
     }
 

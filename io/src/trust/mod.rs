@@ -24,6 +24,7 @@ pub use self::{
 use crate::{
     clock,
     distribution::{Credentials, DIGEST_HEADER, OciError, is_mirrored},
+    hosts_toml::BasicAuth,
 };
 
 /// Carries signatures, of requests and of answers.
@@ -83,6 +84,17 @@ impl Trust {
             }
             (None, Some(credentials)) => Shown::Credentials(credentials.header().clone()),
             (None, None) => Shown::Nothing,
+        }
+    }
+
+    /// The `Authorization` header that containerd shows to this node.
+    pub(crate) fn as_client(&self) -> Option<String> {
+        match (&self.credentials, &self.cluster) {
+            (Some(credentials), _) => credentials.header().to_str().ok().map(ToOwned::to_owned),
+            (None, Some(cluster)) => {
+                BasicAuth::of_cluster(&cluster.secrets.borrow()).map(|auth| auth.header())
+            }
+            (None, None) => None,
         }
     }
 

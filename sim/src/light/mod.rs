@@ -486,7 +486,8 @@ impl<'a> World<'a> {
                 self.send(node, &to, &addrs, exchange, message, timeout);
             }
             Output::Reply { exchange, message } => self.reply(node, exchange, message),
-            Output::Disconnect { .. } => {}
+            // Nobody asks in a simulation.
+            Output::Disconnect { .. } | Output::TellHolders { .. } => {}
             Output::Fetch { pull, attempt, peer, skip, check_bytes_max, .. } => {
                 self.ask(node, pull, attempt, &peer, skip, check_bytes_max);
             }

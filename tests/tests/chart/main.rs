@@ -74,6 +74,7 @@ fn everything_optional() -> Value {
         "grafanaDashboard": {"enabled": true, "labels": {"a": "b"}, "annotations": {"a": "b"}},
         "networkPolicy": {"enabled": true},
         "basicAuthSecretName": "mirror-password", "clusterSecret": {"name": "mirrors-only"},
+        "debugWebToken": {"name": "for-people"},
         "spegel": {
             "mirroredRegistries": ["https://docker.io", "*"], "additionalMirrorTargets": ["http://cache.example:5000"],
             "registryFilters": ["^docker\\.io/(private|\"odd\")/", ":latest$"], "prependExisting": true,
@@ -103,7 +104,14 @@ fn go_v0_7() -> Value {
 /// The same without what has been added since.
 fn go_v0_7_alone() -> Value {
     let mut values = go_v0_7();
-    for added in ["networkPolicy", "prometheusRule", "clusterSecret", "extraVolumes", "extraInitContainers"] {
+    for added in [
+        "networkPolicy",
+        "prometheusRule",
+        "clusterSecret",
+        "debugWebToken",
+        "extraVolumes",
+        "extraInitContainers",
+    ] {
         values[added] = Value::Null;
     }
     values["service"]["registry"]["internalTrafficLocal"] = Value::Null;
@@ -275,6 +283,7 @@ fn a_typo_is_an_error_that_names_it() {
         (json!({"tolerations": [{"kee": "a"}]}), "kee"),
         (json!({"clusterSecret": {"secretName": "a"}}), "secretName"),
         (json!({"clusterSecret": {"key": "a/b"}}), "key"),
+        (json!({"debugWebToken": {"token": "a"}}), "token"),
         (json!({"spegel": {"logLevel": "LOUD"}}), "logLevel"),
         (json!({"spegel": {"mirroredRegistries": ["docker.io"]}}), "mirroredRegistries"),
         (json!({"spegel": {"additionalMirrorTargets": ["http://a/path"]}}), "additionalMirrorTargets"),

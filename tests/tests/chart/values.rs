@@ -191,6 +191,20 @@ fn general() -> Vec<Case> {
             o.volume("cluster-secret")["secret"]["items"] == json!([{"key": "own", "path": "secret"}])
         })
         .given(json!({"clusterSecret": {"name": "mirrors-only"}})),
+        case("debugWebToken.name", json!("for-people"), |o| {
+            let mount = o.mount("registry", "debug-web-token");
+            let secret = &o.volume("debug-web-token")["secret"];
+            mount["mountPath"] == "/etc/secrets/debug-web"
+                && mount["readOnly"] == true
+                && secret["secretName"] == "for-people"
+                && secret["items"] == json!([{"key": "token", "path": "token"}])
+                && secret["defaultMode"] == 0o400
+                && one_flag(o, "registry", "--debug-web-token-file", "/etc/secrets/debug-web/token")
+        }),
+        case("debugWebToken.key", json!("own"), |o| {
+            o.volume("debug-web-token")["secret"]["items"] == json!([{"key": "own", "path": "token"}])
+        })
+        .given(json!({"debugWebToken": {"name": "for-people"}})),
         case("networkPolicy.enabled", json!(true), |o| {
             let rules = &o.get("NetworkPolicy", "spegel")["spec"]["ingress"];
             let ports =
@@ -347,6 +361,9 @@ fn program() -> Vec<Case> {
         }),
         case("spegel.debugWebEnabled", json!(false), |o| {
             one_flag(o, "registry", "--debug-web-enabled", "false")
+        }),
+        case("spegel.debugPprofEnabled", json!(true), |o| {
+            list(&o.container("registry")["args"]).any(|argument| argument == "--debug-pprof-enabled")
         }),
     ]
 }

@@ -113,6 +113,8 @@ pub(super) struct Host {
     sends: BTreeSet<ExchangeId>,
     pub(super) pulls: BTreeMap<PullId, Pull>,
     pub(super) notices: Vec<Notice>,
+    /// What people were told.
+    pub(super) told: Vec<Output>,
     pub(super) wakes: usize,
     pub(super) idle_wakes: usize,
 }
@@ -382,7 +384,7 @@ impl World {
         }
     }
 
-    fn input(&mut self, host: usize, input: Input) {
+    pub(super) fn input(&mut self, host: usize, input: Input) {
         let now = self.now;
         if let Some(node) = self.hosts[host].node.as_mut() {
             node.handle(now, input);
@@ -404,7 +406,8 @@ impl World {
         let node = it.node.as_ref().expect("it is alive");
         it.wake_at = node.poll_timeout().map(|(at, _)| at);
         assert!(node.exchanges.keys().eq(&it.sends), "exchanges leak");
-        assert!(node.lookups.len() <= node.fetch.in_flight(), "lookups leak");
+        let of_pulls = node.lookups.values().filter(|asker| matches!(asker, Asker::Pull(_))).count();
+        assert!(of_pulls <= node.fetch.in_flight(), "lookups leak");
         let open = it.pulls.iter().filter(|(_, pull)| pull.end.is_none()).count();
         assert!(node.fetch.in_flight() <= open + 1, "pulls leak");
         count

@@ -109,6 +109,7 @@ impl World {
             }
             Output::ShutdownComplete => self.hosts[host].left_at.push(self.now),
             Output::Notice(notice) => self.hosts[host].notices.push(notice),
+            Output::TellHolders { .. } => self.hosts[host].told.push(output),
         }
     }
 

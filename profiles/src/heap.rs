@@ -3,17 +3,17 @@
 
 use std::{
     cell::Cell,
-    collections::BTreeMap,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU16, Ordering},
     },
 };
 
+use crate::{
+    encode::encode,
+    table::{LIVE_MAX, Table},
+};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
-use pprof::protos::{Function, Line, Location, Message as _, Profile, Sample, ValueType};
-
-use crate::table::{LIVE_MAX, Stack, Table};
 
 /// One allocation in this many bytes is noted. More and a process of some megabytes has nothing to show; fewer and
 /// walking the stack slows it down.
@@ -55,7 +55,7 @@ pub fn profile(now_unix_ns: i64) -> Option<Vec<u8>> {
     }
     let _noting = Noting::begin()?;
     let stacks = lock().stacks();
-    Some(encode(&stacks, now_unix_ns).encode_to_vec())
+    Some(encode(&stacks, now_unix_ns))
 }
 
 /// Memory was handed out.
@@ -114,7 +114,8 @@ struct Noting;
 
 impl Noting {
     fn begin() -> Option<Self> {
-        (!IS_NOTING.replace(true)).then_some(Self)
+        // Made only if it is the first: dropping another would end the first.
+        if IS_NOTING.replace(true) { None } else { Some(Self) }
     }
 }
 
@@ -175,89 +176,11 @@ fn draw() -> usize {
     ((-uniform.ln() * SAMPLE_BYTES as f64) as usize).max(1)
 }
 
-/// The texts of a profile, each once.
-struct Texts {
-    table: Vec<String>,
-    known: BTreeMap<String, i64>,
-}
-
-impl Texts {
-    fn new() -> Self {
-        // The first must be empty.
-        Self { table: vec![String::new()], known: BTreeMap::from([(String::new(), 0)]) }
-    }
-
-    fn number(&mut self, text: &str) -> i64 {
-        if let Some(number) = self.known.get(text) {
-            return *number;
-        }
-        let number = self.table.len() as i64;
-        self.table.push(text.to_owned());
-        self.known.insert(text.to_owned(), number);
-        number
-    }
-}
-
-fn encode(stacks: &[Stack], now_unix_ns: i64) -> Profile {
-    let mut texts = Texts::new();
-    let mut profile = Profile { time_nanos: now_unix_ns, period: SAMPLE_BYTES as i64, ..Profile::default() };
-    let mut value_type = |ty: &str, unit: &str| ValueType { ty: texts.number(ty), unit: texts.number(unit) };
-    profile.sample_type = vec![
-        value_type("alloc_objects", "count"),
-        value_type("alloc_space", "bytes"),
-        value_type("inuse_objects", "count"),
-        value_type("inuse_space", "bytes"),
-    ];
-    profile.period_type = Some(value_type("space", "bytes"));
-    profile.default_sample_type = texts.number("inuse_space");
-    let (mut locations, mut functions) = (BTreeMap::new(), BTreeMap::new());
-    for stack in stacks {
-        let value = [stack.allocated.objects, stack.allocated.bytes, stack.live.objects, stack.live.bytes];
-        let location_id = stack.frames.iter().map(|address| {
-            *locations.entry(*address).or_insert_with(|| {
-                let location = location(profile.location.len() as u64 + 1, *address, &mut texts, |name| {
-                    *functions.entry(name).or_insert_with(|| {
-                        let id = profile.function.len() as u64 + 1;
-                        profile.function.push(Function {
-                            id,
-                            name,
-                            system_name: name,
-                            ..Function::default()
-                        });
-                        id
-                    })
-                });
-                profile.location.push(location);
-                profile.location.len() as u64
-            })
-        });
-        let location_id = location_id.collect();
-        profile.sample.push(Sample {
-            location_id,
-            value: value.map(|value| value as i64).to_vec(),
-            label: Vec::new(),
-        });
-    }
-    profile.string_table = texts.table;
-    profile
-}
-
-/// The functions at an address: more than one where some are inlined, the innermost first.
-fn location(id: u64, address: usize, texts: &mut Texts, mut function: impl FnMut(i64) -> u64) -> Location {
-    let mut line = Vec::new();
-    // The address is that of the instruction after the call, which may be of another function.
-    backtrace::resolve(std::ptr::without_provenance_mut(address.saturating_sub(1)), |symbol| {
-        if let Some(name) = symbol.name() {
-            let function_id = function(texts.number(&format!("{name:#}")));
-            line.push(Line { function_id, line: symbol.lineno().map_or(0, i64::from) });
-        }
-    });
-    Location { id, address: address as u64, line, ..Location::default() }
-}
-
 #[cfg(test)]
 mod tests {
     use std::{hint::black_box, thread};
+
+    use pprof::protos::{Message as _, Profile};
 
     use super::*;
 
@@ -297,6 +220,14 @@ mod tests {
         })
     }
 
+    #[test]
+    fn what_is_allocated_while_noting_is_never_noted() {
+        let noting = Noting::begin().expect("it is the first");
+        assert!((0..3).all(|_| Noting::begin().is_none()), "as often as it is tried");
+        drop(noting);
+        assert!(Noting::begin().is_some());
+    }
+
     fn is_about(bytes: usize, expected: usize) -> bool {
         bytes.abs_diff(expected) < expected / 2
     }
@@ -306,6 +237,7 @@ mod tests {
         start();
         let large = hold_for_the_profile(32 * MIB);
         let (live, all) = held_by("hold_for_the_profile");
+        assert_eq!(held_by("heap::note"), (0, 0), "what notes is not what holds");
         assert!(is_about(live, 32 * MIB) && all >= live, "{live} of {all}");
         let moved = thread::spawn(move || drop(large));
         moved.join().unwrap();

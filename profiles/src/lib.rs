@@ -6,6 +6,7 @@
 
 mod allocator;
 pub mod cpu;
+mod encode;
 pub mod heap;
 mod http;
 mod table;

@@ -93,7 +93,10 @@ impl HttpClient {
     /// # Errors
     /// If the connection is gone.
     pub fn send(&mut self, method: &str, path: &str, headers: &[(&str, &str)]) -> Result<(), String> {
-        let mut request = format!("{method} {path} HTTP/1.1\r\nHost: mirror\r\n");
+        let mut request = format!("{method} {path} HTTP/1.1\r\n");
+        if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
+            request.push_str("Host: mirror\r\n");
+        }
         for (name, value) in headers {
             request.push_str(&format!("{name}: {value}\r\n"));
         }

@@ -8,6 +8,7 @@
 //! `std::thread::scope` is there when two things must happen at once.
 #![allow(clippy::disallowed_methods, reason = "real parts run on the real clock; nothing here is simulated")]
 
+mod browser;
 mod check;
 mod cluster;
 mod container;
@@ -28,6 +29,7 @@ mod sweep;
 mod upstream;
 mod wait;
 
+pub use browser::{Browser, Screen};
 pub use check::Checked;
 pub use cluster::{Bootstrap, Cluster, ClusterOptions, IpFamily};
 pub use container::Container;
@@ -38,7 +40,9 @@ pub use http::{Answer, BodyEnd, HttpClient};
 pub use image::{Blob, Image, ImageSpec, digest_of};
 pub use netns::{LinkBytes, NetNs, SocketBytes};
 pub use node::Node;
-pub use parts::{Generation, helm, image_archive, outdated_containerd, promtool, spegel_binary};
+pub use parts::{
+    Generation, helm, image_archive, outdated_containerd, prometheus, promtool, spegel_binary, target_dir,
+};
 pub use process::Process;
 pub use stand_in::{StandIn, answer_status, request_head, stay_silent};
 pub use sweep::{clean_up, clean_up_on_signal, interrupted, leftovers};

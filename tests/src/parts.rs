@@ -78,6 +78,12 @@ pub fn promtool() -> PathBuf {
     part("promtool")
 }
 
+/// Prometheus itself.
+#[must_use]
+pub fn prometheus() -> PathBuf {
+    part("prometheus")
+}
+
 fn part(name: &str) -> PathBuf {
     let path = parts_dir().join(name);
     assert!(path.exists(), "{} is missing: run .ci/install chart (as root) first", path.display());
@@ -97,7 +103,9 @@ fn parts_dir() -> PathBuf {
     env::var_os("SPEGEL_PARTS").map_or_else(|| target_dir().join("parts"), PathBuf::from)
 }
 
-pub(crate) fn target_dir() -> PathBuf {
+/// Where cargo builds, for what a test leaves to be looked at.
+#[must_use]
+pub fn target_dir() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target")), PathBuf::from)
 }

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use spegel_tests::{
-    BOOTSTRAP_NAME, Chart, Cluster, ClusterOptions, Container, Generation, Image, ImageSpec, MIRROR_PORT,
-    Node, Puller, REGISTRY, image_archive, mib, wait_for,
+    BOOTSTRAP_NAME, Chart, Cluster, ClusterOptions, Container, Generation, Image, ImageSpec, METRICS_PORT,
+    MIRROR_PORT, Node, Puller, REGISTRY, image_archive, mib, wait_for,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -39,6 +39,7 @@ fn pod(node: &Node, kind: &str, name: &str) -> Value {
             "containerdRegistryConfigPath": path("certs.d"),
             "persistence": {"hostPath": path("data")},
             "mirroredRegistries": [format!("http://{REGISTRY}")],
+            "debugPprofEnabled": true,
         },
     });
     let objects = Chart::with(values).render().expect("the values are right");
@@ -82,6 +83,15 @@ fn mount_namespaces(node: &Node, place: &str) -> usize {
         there.then(|| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok())?
     };
     pids.lines().filter_map(namespace).collect::<BTreeSet<PathBuf>>().len()
+}
+
+/// In the container no file can be written where files usually go, and the program is static.
+fn profiles_can_be_made(cluster: &Cluster, node: &Node) {
+    for (path, kind) in [("profile?seconds=1", "Type: cpu"), ("heap", "Type: inuse_space")] {
+        let url = format!("http://localhost:{METRICS_PORT}/debug/pprof/{path}");
+        let said = cluster.expect("go tool pprof", node.netns().run("go", &["tool", "pprof", "-top", &url]));
+        assert!(said.contains(kind), "{said}");
+    }
 }
 
 fn runs_as_the_chart_says(generation: Generation) {
@@ -129,6 +139,7 @@ fn runs_as_the_chart_says(generation: Generation) {
     cluster.expect("pull from the other node", second.pull(Puller::Cri, &app.by_tag()));
     cluster.expect("content", second.verify(&app));
     cluster.upstream.restore();
+    profiles_can_be_made(&cluster, second);
 
     // Another file of the same name, which a mount of the file itself would never show.
     second.stop_containerd();

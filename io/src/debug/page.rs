@@ -42,11 +42,13 @@ pub(super) fn render(view: &View<'_>) -> String {
     status(&mut html, view);
     if let Some(report) = view.report {
         node(&mut html, report);
+    }
+    findings(&mut html, view.findings);
+    if let Some(report) = view.report {
         quarantine(&mut html, report, view.now);
         cluster(&mut html, report);
     }
     pulls::section(&mut html, view.pulls, view.now_unix_ms);
-    findings(&mut html, view.findings);
     html.raw("</div>\n");
     tools::search(&mut html, view.search, view.report);
     tools::measure(&mut html, view.measurement);
@@ -80,7 +82,7 @@ fn node(html: &mut Html, report: &Report) {
         .term("Zone", report.me.zone.as_ref().map_or("none", |zone| zone.as_str()))
         .term("Ready", yes(report.ready))
         .term("containerd", containerd(version, inventory.is_connected))
-        .term("Images", format!("{}, of them {} tags announced", inventory.images, inventory.tags_served))
+        .term("Images", format!("{}; tags announced: {}", inventory.images, inventory.tags_served))
         .term(
             "Content",
             format!("{} blobs, {} of them shared", inventory.contents, inventory.contents_served),
@@ -218,25 +220,25 @@ const fn or_none(text: &str) -> &str {
     if text.is_empty() { "none" } else { text }
 }
 
-/// For people: two or three digits and a unit.
+/// For people: two or three digits and a unit, which no line break parts.
 pub(super) fn duration(duration: Duration) -> String {
     match duration.as_millis() {
-        0 => format!("{} µs", duration.as_micros()),
-        millis @ 1..1000 => format!("{millis} ms"),
-        1000..60_000 => format!("{:.1} s", duration.as_secs_f64()),
-        millis => format!("{} min", millis / 60_000),
+        0 => format!("{}\u{a0}µs", duration.as_micros()),
+        millis @ 1..1000 => format!("{millis}\u{a0}ms"),
+        1000..60_000 => format!("{:.1}\u{a0}s", duration.as_secs_f64()),
+        millis => format!("{}\u{a0}min", millis / 60_000),
     }
 }
 
-/// For people.
+/// For people, as [`duration`].
 pub(super) fn bytes(bytes: u64) -> String {
     let units = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
     match units.iter().find(|(_, size)| bytes >= *size) {
         Some((unit, size)) => {
             let tenths = u128::from(bytes) * 10 / u128::from(*size);
-            format!("{}.{} {unit}", tenths / 10, tenths % 10)
+            format!("{}.{}\u{a0}{unit}", tenths / 10, tenths % 10)
         }
-        None => format!("{bytes} B"),
+        None => format!("{bytes}\u{a0}B"),
     }
 }
 
@@ -309,6 +311,7 @@ mod tests {
         });
         report.suspected.insert(suspected.peer);
         let html = page(Some(&report), &[]);
+        let html = html.replace('\u{a0}', " ");
         for part in [shunned.peer.to_string().as_str(), "open for 1 min", "7 ms", "3.0 MiB/s", ">suspected<"]
         {
             assert!(html.contains(part), "{part} is missing: {html}");
@@ -337,9 +340,13 @@ mod tests {
 
     #[test]
     fn quantities_have_few_digits_and_a_unit() {
-        let shown = [0, 1023, 1024, (3 << 20) - 1, 5 << 30].map(bytes);
+        let plain = |text: String| text.replace('\u{a0}', " ");
+        let shown = [0, 1023, 1024, (3 << 20) - 1, 5 << 30].map(bytes).map(plain);
         assert_eq!(shown, ["0 B", "1023 B", "1.0 KiB", "2.9 MiB", "5.0 GiB"]);
-        let shown = [0, 999, 1_000, 999_999, 1_500_000, 60_000_000].map(Duration::from_micros).map(duration);
+        let shown = [0, 999, 1_000, 999_999, 1_500_000, 60_000_000]
+            .map(Duration::from_micros)
+            .map(duration)
+            .map(plain);
         assert_eq!(shown, ["0 µs", "999 µs", "1 ms", "999 ms", "1.5 s", "1 min"]);
     }
 }

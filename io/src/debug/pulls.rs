@@ -31,7 +31,7 @@ fn row(pull: &PullRecord, now_unix_ms: u64) -> [String; 7] {
     };
     [
         format!("{} ({kind})", pull.name),
-        format!("{} ago", duration(age)),
+        format!("{}\u{a0}ago", duration(age)),
         from(pull),
         bytes(pull.bytes()),
         duration(pull.took),
@@ -105,7 +105,7 @@ mod tests {
             "2",
             "the rest left to the registry: holders exhausted",
         ];
-        assert_eq!(row(&pull, 12_000), expected);
+        assert_eq!(row(&pull, 12_000).map(|cell| cell.replace('\u{a0}', " ")), expected);
         for attempt in 3..20 {
             pull.asked(AttemptId(attempt), peer(4), "10.0.0.4:5000".parse().unwrap());
         }

@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn speed_is_told_of_what_is_long_enough() {
-        assert_eq!(rate(1 << 20, Duration::from_millis(500)).as_deref(), Some("2.0 MiB/s"));
+        assert_eq!(rate(1 << 20, Duration::from_millis(500)).as_deref(), Some("2.0\u{a0}MiB/s"));
         assert_eq!(rate((1 << 20) - 1, Duration::from_secs(1)), None);
         assert_eq!(rate(1 << 20, Duration::ZERO), None);
     }

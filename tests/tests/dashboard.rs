@@ -1,0 +1,166 @@
+//! A real Prometheus scrapes a cluster in which pulls go well, badly and nowhere: every query of the dashboard then has
+//! an answer that is a number.
+#![allow(clippy::disallowed_methods, reason = "real parts run on the real clock; nothing here is simulated")]
+#![allow(clippy::print_stdout, reason = "figures are worth reading when a test passes too")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use spegel_tests::{
+    BodyEnd, Cluster, ClusterOptions, Generation, Image, ImageSpec, METRICS_PORT, Node, Process, Puller,
+    chart_dir, mib, prometheus, wait_for,
+};
+
+const PORT: u16 = 9099;
+const PATIENCE: Duration = Duration::from_secs(20);
+/// What Grafana puts in place of its variables: ranges of several scrapes, and everything there is.
+const VARIABLES: [(&str, &str); 5] =
+    [("$__rate_interval", "20s"), ("$__range", "1m"), ("$pod", ".*"), ("$registry", ".*"), ("$job", ".*")];
+/// Slow enough that a transfer is still under way when its source ends.
+const HOLDER_MBIT: u32 = 100;
+
+/// Prometheus, and the node that it runs on.
+struct Prometheus<'a> {
+    node: &'a Node,
+    _process: Process,
+}
+
+impl<'a> Prometheus<'a> {
+    fn start(cluster: &Cluster, node: &'a Node) -> Self {
+        let dir = cluster.dir().join("prometheus");
+        fs::create_dir_all(&dir).expect("the cluster's directory is ours");
+        let target = |node: &Node| json!({"targets": [SocketAddr::new(node.address(), METRICS_PORT)], "labels": {"pod": node.name}});
+        let targets: Vec<Value> = cluster.nodes.iter().map(target).collect();
+        let config = json!({
+            "global": {"scrape_interval": "1s"},
+            "scrape_configs": [{"job_name": "spegel", "static_configs": targets}],
+        });
+        // JSON is YAML.
+        fs::write(dir.join("prometheus.yml"), config.to_string()).expect("the directory is ours");
+        let mut command = node.netns().command(prometheus());
+        command.arg(format!("--config.file={}", dir.join("prometheus.yml").display()));
+        command.arg(format!("--storage.tsdb.path={}", dir.join("data").display()));
+        command.arg(format!("--web.listen-address=127.0.0.1:{PORT}"));
+        let process = Process::spawn("prometheus", command, &dir.join("prometheus.log"));
+        Self { node, _process: process }
+    }
+
+    /// The values of an expression by their labels.
+    fn query(&self, expression: &str) -> Result<BTreeMap<String, f64>, String> {
+        let path = format!("/api/v1/query?query={}", percent_encode(expression));
+        let answer = self.node.connect(SocketAddr::new([127, 0, 0, 1].into(), PORT))?.get(&path, &[])?;
+        let said: Value =
+            serde_json::from_slice(&answer.body).map_err(|error| format!("{error}: {}", answer.text()))?;
+        if said["status"] != "success" {
+            return Err(format!("{expression}: {said}"));
+        }
+        let series = said["data"]["result"].as_array().ok_or("no vector")?;
+        let value = |series: &Value| {
+            let value = series["value"][1].as_str().and_then(|value| value.parse().ok());
+            (series["metric"].to_string(), value.unwrap_or(f64::NAN))
+        };
+        Ok(series.iter().map(value).collect())
+    }
+}
+
+fn percent_encode(text: &str) -> String {
+    let encode = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' => char::from(byte).to_string(),
+        other => format!("%{other:02X}"),
+    };
+    text.bytes().map(encode).collect()
+}
+
+/// Title and expression of every query, those of the variables as well.
+fn queries() -> Vec<(String, String)> {
+    let text =
+        fs::read_to_string(chart_dir().join("monitoring/dashboard.json")).expect("the dashboard is there");
+    let board: Value = serde_json::from_str(&text).expect("the dashboard is JSON");
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let mut queries = Vec::new();
+    for panel in list(&board["panels"]) {
+        for target in list(&panel["targets"]) {
+            queries
+                .push((panel["title"].to_string(), target["expr"].as_str().unwrap_or_default().to_owned()));
+        }
+    }
+    for variable in list(&board["templating"]["list"]).iter().filter(|variable| variable["type"] == "query") {
+        let query = variable["query"].as_str().unwrap_or_default();
+        let arguments = query.strip_prefix("label_values(").and_then(|rest| rest.strip_suffix(')'));
+        let (metric, label) =
+            arguments.and_then(|arguments| arguments.split_once(", ")).expect("values of a label");
+        queries.push((
+            format!("${}", variable["name"]),
+            format!("group by ({label}) ({metric}{{{label}!=\"\"}})"),
+        ));
+    }
+    queries
+}
+
+fn filled_in(expression: &str) -> String {
+    VARIABLES.iter().fold(expression.to_owned(), |text, (variable, value)| text.replace(variable, value))
+}
+
+/// Requests that are answered, by this node and by others, and that nobody can answer.
+fn ask_around(cluster: &Cluster, node: &Node, image: &Image) {
+    cluster.expect("it is found", node.finds(&image.tag_path()));
+    let nobody = cluster.expect("an answer", node.get("/v2/nobody/manifests/has-this?ns=registry.test", &[]));
+    assert_eq!(nobody.status, 404);
+}
+
+/// A transfer whose only source goes away.
+fn cut_short(cluster: &Cluster, holder: &Node, node: &Node, image: &Image) {
+    holder.limit(Some(HOLDER_MBIT));
+    let answer = thread::scope(|scope| {
+        let asked = scope.spawn(|| node.get(&image.blob_path(&image.layers[0]), &[]));
+        thread::sleep(Duration::from_secs(1));
+        holder.kill_spegel();
+        asked.join().expect("the thread ends")
+    });
+    assert_eq!(cluster.expect("the beginning of it", answer).end, BodyEnd::Short, "the body ends early");
+}
+
+#[test]
+fn every_query_of_the_dashboard_has_an_answer() {
+    let cluster = Cluster::with_spegel(ClusterOptions::new(3, Generation::V2_1));
+    let [holder, near, far] = cluster.nodes.as_slice() else { panic!("three nodes") };
+    let prometheus = Prometheus::start(&cluster, near);
+    let image = cluster.held_image(&ImageSpec::new("board", "1", &[mib(1), 1000]).single(), &[near], far);
+    let large = cluster.held_image(&ImageSpec::new("board", "large", &[mib(64)]).single(), &[holder], far);
+    cluster.expect("pull", holder.pull(Puller::Cri, &image.by_tag()));
+
+    let queries = queries();
+    assert!(queries.len() > 15, "{} queries", queries.len());
+    let done = AtomicBool::new(false);
+    let answered = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                ask_around(&cluster, far, &image);
+                thread::sleep(Duration::from_millis(100));
+            }
+        });
+        cut_short(&cluster, holder, near, &large);
+        let answered = queries.iter().map(|(title, expression)| {
+            let look = || {
+                let values = prometheus.query(&filled_in(expression))?;
+                let numbers = !values.is_empty() && values.values().all(|value| value.is_finite());
+                if numbers { Ok(values) } else { Err(format!("{expression}: {values:?}")) }
+            };
+            (title, wait_for("an answer", PATIENCE, look).map(|(values, _)| values))
+        });
+        let answered: Vec<_> = answered.collect();
+        done.store(true, Ordering::Relaxed);
+        answered
+    });
+    let silent: Vec<_> =
+        answered.iter().filter_map(|(title, values)| Some((title, values.as_ref().err()?))).collect();
+    for (title, values) in &answered {
+        println!("{title}: {values:?}");
+    }
+    assert!(silent.is_empty(), "{silent:#?}\n{}", cluster.logs());
+}

@@ -4,6 +4,10 @@
 
 use std::fmt::{self, Display, Write as _};
 
+/// Longest text of a cell that stays on one line, in characters. Shorter and quantities are parted from their units, as
+/// columns give way to those with digests; longer and a table may be wider than a screen.
+const SHORT_CHARS_MAX: usize = 16;
+
 /// A page, or a part of one.
 #[derive(Debug, Default)]
 pub(super) struct Html(String);
@@ -55,7 +59,9 @@ impl Html {
     pub(super) fn row<const N: usize>(&mut self, heads: [&'static str; N], cells: &[String; N]) -> &mut Self {
         self.raw("<tr role=\"row\">");
         for (head, cell) in heads.iter().zip(cells) {
-            self.raw("<td role=\"cell\" data-label=\"").raw(head).raw("\">").text(cell).raw("</td>");
+            let is_short = cell.chars().count() <= SHORT_CHARS_MAX;
+            self.raw("<td role=\"cell\" data-label=\"").raw(head);
+            self.raw(if is_short { "\" class=\"short\">" } else { "\">" }).text(cell).raw("</td>");
         }
         self.raw("</tr>\n")
     }
@@ -107,7 +113,7 @@ mod tests {
         let mut html = Html::default();
         html.table("c", ["h"], [["<i>".to_owned()]], "none").table("c", ["h"], [], "There are none.");
         let html = html.finish();
-        assert!(html.contains(">&lt;i&gt;</td>") && !html.contains("<i>"), "{html}");
+        assert!(html.contains(" class=\"short\">&lt;i&gt;</td>") && !html.contains("<i>"), "{html}");
         assert!(html.ends_with("<p>There are none.</p>\n"), "{html}");
     }
 }

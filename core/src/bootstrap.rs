@@ -362,8 +362,9 @@ impl Bootstrap {
         self.rng.shuffle(&mut fresh);
         self.rng.shuffle(&mut last_resort);
         // Of a list that changes, what it says again is likelier to be true.
-        fresh.sort_by_key(|(addr, _)| !self.repeated.contains(addr));
-        let mut chosen = fresh;
+        let (mut chosen, said_once): (Vec<_>, Vec<_>) =
+            fresh.into_iter().partition(|(addr, _)| self.repeated.contains(addr));
+        chosen.extend(said_once);
         if alone && chosen.is_empty() {
             chosen = last_resort;
         }

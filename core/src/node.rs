@@ -7,6 +7,7 @@
 //! 2. drain [`Node::poll_output`] to `None` and carry out each output,
 //! 3. wait for the next input, or until [`Node::poll_timeout`].
 
+mod driven;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use self::driven::{Driven, Machine};
 use crate::{
     Config, DirectoryContents, ExchangeId, FoundHolders, Input, Key, Member, Notice, Output, PeerId, PullId,
     QuestionId, Wake,
@@ -65,13 +67,14 @@ const SETTLE_ROUNDS_MAX: usize = 100_000;
 /// All decisions of one mirror node.
 #[derive(Debug)]
 pub struct Node {
-    inventory: Inventory,
-    intercept: Intercept,
-    bootstrap: Bootstrap,
-    membership: Membership,
-    directory: Directory,
-    fetch: Fetch,
-    health: Health,
+    inventory: Driven<Inventory>,
+    intercept: Driven<Intercept>,
+    bootstrap: Driven<Bootstrap>,
+    membership: Driven<Membership>,
+    directory: Driven<Directory>,
+    fetch: Driven<Fetch>,
+    health: Driven<Health>,
+    is_view_complete: bool,
     exchanges: BTreeMap<ExchangeId, Exchange>,
     next_exchange: u64,
     lookups: BTreeMap<LookupId, Asker>,
@@ -79,6 +82,25 @@ pub struct Node {
     ready: bool,
     shutdown: Option<Shutdown>,
     outputs: VecDeque<Output>,
+}
+
+macro_rules! machines {
+    ($($machine:ty),+) => {
+        $(impl Machine for $machine {
+            fn poll_timeout(&self) -> Option<Instant> {
+                self.poll_timeout()
+            }
+        })+
+    };
+}
+
+machines!(Inventory, Intercept, Bootstrap, Membership, Directory, Fetch);
+
+/// Judges peers when it is asked.
+impl Machine for Health {
+    fn poll_timeout(&self) -> Option<Instant> {
+        None
+    }
 }
 
 /// What a control message was sent for.
@@ -118,13 +140,14 @@ impl Node {
             zone: config.zone.clone(),
         };
         let mut node = Self {
-            intercept: Intercept::new(config.filters.clone()),
-            inventory: Inventory::new(config.filters, seed),
-            bootstrap: Bootstrap::new(config.peer, seed),
-            membership: Membership::new(me, seed),
-            directory: Directory::new(config.peer, config.zone, seed, config.resolve_timeout),
-            fetch: Fetch::new(seed, config.peer, config.resolve_retries),
-            health: Health::new(seed),
+            intercept: Driven::new(Intercept::new(config.filters.clone())),
+            inventory: Driven::new(Inventory::new(config.filters, seed)),
+            bootstrap: Driven::new(Bootstrap::new(config.peer, seed)),
+            membership: Driven::new(Membership::new(me, seed)),
+            directory: Driven::new(Directory::new(config.peer, config.zone, seed, config.resolve_timeout)),
+            fetch: Driven::new(Fetch::new(seed, config.peer, config.resolve_retries)),
+            health: Driven::new(Health::new(seed)),
+            is_view_complete: false,
             exchanges: BTreeMap::new(),
             next_exchange: 0,
             lookups: BTreeMap::new(),
@@ -212,12 +235,24 @@ impl Node {
 
     /// Fires everything due at `now`. Early, late and repeated calls are harmless.
     pub fn handle_timeout(&mut self, now: Instant) {
-        self.inventory.handle_timeout(now);
-        self.intercept.handle_timeout(now);
-        self.bootstrap.handle_timeout(now);
-        self.membership.handle_timeout(now);
-        self.directory.handle_timeout(now);
-        self.fetch.handle_timeout(now, &mut self.health);
+        if self.inventory.is_due(now) {
+            self.inventory.handle_timeout(now);
+        }
+        if self.intercept.is_due(now) {
+            self.intercept.handle_timeout(now);
+        }
+        if self.bootstrap.is_due(now) {
+            self.bootstrap.handle_timeout(now);
+        }
+        if self.membership.is_due(now) {
+            self.membership.handle_timeout(now);
+        }
+        if self.directory.is_due(now) {
+            self.directory.handle_timeout(now);
+        }
+        if self.fetch.is_due(now) {
+            self.fetch.handle_timeout(now, &mut self.health);
+        }
         self.settle(now);
     }
 
@@ -229,12 +264,12 @@ impl Node {
             Some(Shutdown::Complete) | None => None,
         };
         [
-            (self.inventory.poll_timeout(), Wake::Inventory),
-            (self.intercept.poll_timeout(), Wake::Intercept),
-            (self.bootstrap.poll_timeout(), Wake::Bootstrap),
-            (self.membership.poll_timeout(), Wake::Membership),
-            (self.directory.poll_timeout(), Wake::Directory),
-            (self.fetch.poll_timeout(), Wake::Fetch),
+            (self.inventory.due(), Wake::Inventory),
+            (self.intercept.due(), Wake::Intercept),
+            (self.bootstrap.due(), Wake::Bootstrap),
+            (self.membership.due(), Wake::Membership),
+            (self.directory.due(), Wake::Directory),
+            (self.fetch.due(), Wake::Fetch),
             (shutdown, Wake::Shutdown),
         ]
         .into_iter()
@@ -275,32 +310,40 @@ impl Node {
     fn settle(&mut self, now: Instant) {
         // One listing can make a few for each image and content, but nothing that follows from
         // them comes back to the inventory.
-        while let Some(event) = self.inventory.poll_event() {
+        while self.inventory.is_touched()
+            && let Some(event) = self.inventory.poll_event()
+        {
             self.route_inventory(now, event);
         }
-        while let Some(event) = self.intercept.poll_event() {
+        while self.intercept.is_touched()
+            && let Some(event) = self.intercept.poll_event()
+        {
             self.outputs.push_back(match event {
                 intercept::Event::Inspect { digest } => inspect(digest),
                 intercept::Event::Notice(notice) => Output::Notice(notice),
             });
         }
         for _ in 0..SETTLE_ROUNDS_MAX {
-            // A newcomer to a large cluster knows few members at first, and one that has not
-            // looked yet none.
-            let is_view_complete = match self.membership.len() {
-                0 => self.bootstrap.found_nobody(),
-                _ => self.membership.is_complete(),
-            };
-            self.directory.set_view_complete(is_view_complete);
-            if let Some(event) = self.bootstrap.poll_event() {
+            self.settle_view();
+            if self.bootstrap.is_touched()
+                && let Some(event) = self.bootstrap.poll_event()
+            {
                 self.route_bootstrap(now, event);
-            } else if let Some(event) = self.membership.poll_event() {
+            } else if self.membership.is_touched()
+                && let Some(event) = self.membership.poll_event()
+            {
                 self.route_membership(now, event);
-            } else if let Some(event) = self.directory.poll_event() {
+            } else if self.directory.is_touched()
+                && let Some(event) = self.directory.poll_event()
+            {
                 self.route_directory(now, event);
-            } else if let Some(event) = self.fetch.poll_event() {
+            } else if self.fetch.is_touched()
+                && let Some(event) = self.fetch.poll_event()
+            {
                 self.route_fetch(now, event);
-            } else if let Some(notice) = self.health.poll_event() {
+            } else if self.health.is_touched()
+                && let Some(notice) = self.health.poll_event()
+            {
                 self.outputs.push_back(Output::Notice(notice));
             } else {
                 self.settle_process(now);
@@ -310,11 +353,30 @@ impl Node {
         unreachable!("machines answered each other {SETTLE_ROUNDS_MAX} times after one input");
     }
 
+    /// Tells the directory whether this node knows all members.
+    fn settle_view(&mut self) {
+        if !self.membership.is_touched() && !self.bootstrap.is_touched() {
+            return;
+        }
+        // A newcomer to a large cluster knows few members at first, and one that has not
+        // looked yet none.
+        let is_complete = match self.membership.len() {
+            0 => self.bootstrap.found_nobody(),
+            _ => self.membership.is_complete(),
+        };
+        if is_complete != self.is_view_complete {
+            self.is_view_complete = is_complete;
+            self.directory.set_view_complete(is_complete);
+        }
+    }
+
     fn settle_process(&mut self, now: Instant) {
-        let ready = self.inventory.is_listed() && self.shutdown.is_none();
-        if ready != self.ready {
-            self.ready = ready;
-            self.outputs.push_back(Output::SetReady { ready });
+        if self.inventory.is_touched() || self.shutdown.is_some() {
+            let ready = self.inventory.is_listed() && self.shutdown.is_none();
+            if ready != self.ready {
+                self.ready = ready;
+                self.outputs.push_back(Output::SetReady { ready });
+            }
         }
         if let Some(Shutdown::Leaving { until }) = self.shutdown
             && (self.directory.goodbyes_in_flight() == 0 || until <= now)
@@ -322,6 +384,13 @@ impl Node {
             self.shutdown = Some(Shutdown::Complete);
             self.outputs.push_back(Output::ShutdownComplete);
         }
+        self.inventory.settle();
+        self.intercept.settle();
+        self.bootstrap.settle();
+        self.membership.settle();
+        self.directory.settle();
+        self.fetch.settle();
+        self.health.settle();
     }
 
     fn route_inventory(&mut self, now: Instant, event: inventory::Event) {

@@ -71,6 +71,8 @@ pub(super) struct Ledger {
     holders: BTreeMap<PeerId, Holder>,
     keys: BTreeMap<Key, Holders>,
     entries: usize,
+    /// Holders that have not announced everything.
+    incomplete: usize,
     /// Whether any holder has ever been in a zone: else there is nothing to spread over.
     has_zones: bool,
     limits: Limits,
@@ -86,6 +88,7 @@ impl Ledger {
             holders: BTreeMap::from([(me, holder)]),
             keys: BTreeMap::new(),
             entries: 0,
+            incomplete: 0,
             has_zones,
             limits: Limits { per_holder: ENTRIES_PER_HOLDER_MAX, total: ENTRIES_MAX },
             rng,
@@ -95,12 +98,15 @@ impl Ledger {
     /// A member is there; what it holds is not known yet.
     pub(super) fn member_up(&mut self, peer: PeerId, zone: Option<Zone>) {
         self.has_zones |= zone.is_some();
+        let before = self.is_incomplete(&peer);
         self.holders.entry(peer).or_default().zone = zone;
+        self.count(&peer, before);
     }
 
     /// A member is gone, and with it all it announced.
     pub(super) fn member_down(&mut self, peer: PeerId) {
         let Some(holder) = self.holders.remove(&peer) else { return };
+        self.incomplete -= usize::from(!holder.complete);
         self.entries -= holder.keys.len();
         for key in holder.keys.keys() {
             self.unlink(key, peer);
@@ -117,6 +123,13 @@ impl Ledger {
     /// Applies an announcement and says whether the holder may take it that this owner has
     /// what it said.
     pub(super) fn apply(&mut self, peer: PeerId, announce: &Announce) -> bool {
+        let before = self.is_incomplete(&peer);
+        let synced = self.take_in(peer, announce);
+        self.count(&peer, before);
+        synced
+    }
+
+    fn take_in(&mut self, peer: PeerId, announce: &Announce) -> bool {
         let Some(holder) = self.holders.get_mut(&peer) else { return false };
         if holder.gone {
             return true;
@@ -166,7 +179,18 @@ impl Ledger {
 
     /// Members that have not announced everything they have for this owner.
     pub(super) fn incomplete(&self) -> usize {
-        self.holders.values().filter(|holder| !holder.complete).count()
+        debug_assert_eq!(self.incomplete, self.holders.values().filter(|holder| !holder.complete).count());
+        self.incomplete
+    }
+
+    fn is_incomplete(&self, peer: &PeerId) -> bool {
+        self.holders.get(peer).is_some_and(|holder| !holder.complete)
+    }
+
+    /// Counts a member that may have announced everything, or no longer so, since `before`.
+    fn count(&mut self, peer: &PeerId, before: bool) {
+        self.incomplete += usize::from(self.is_incomplete(peer));
+        self.incomplete -= usize::from(before);
     }
 
     /// Holders that have more than they may have here.

@@ -88,6 +88,10 @@ impl Owners {
         carried.map(|rank| rank.peer)
     }
 
+    fn may_have_room_for(&self, score: u64) -> bool {
+        self.0[OWNERS - 1].is_none_or(|last| score >= last.score)
+    }
+
     pub(super) fn contains(&self, peer: &PeerId) -> bool {
         self.iter().any(|owner| owner == *peer)
     }
@@ -114,14 +118,18 @@ struct Departed {
 pub(super) struct Roster {
     me: PeerId,
     live: BTreeMap<PeerId, Member>,
+    /// Their hashes, in any order, and whose they are: all are read for each key.
+    hashes: Vec<u64>,
+    peers: Vec<PeerId>,
     /// In order of departure.
     departed: VecDeque<Departed>,
 }
 
 impl Roster {
     pub(super) fn new(me: PeerId, zone: Option<Zone>) -> Self {
-        let live = BTreeMap::from([(me, Member { hash: member_hash(&me), zone })]);
-        Self { me, live, departed: VecDeque::new() }
+        let hash = member_hash(&me);
+        let live = BTreeMap::from([(me, Member { hash, zone })]);
+        Self { me, live, hashes: vec![hash], peers: vec![me], departed: VecDeque::new() }
     }
 
     pub(super) fn me(&self) -> PeerId {
@@ -131,12 +139,24 @@ impl Roster {
     /// Takes in a member; `false` if it was there (its zone may have changed all the same).
     pub(super) fn up(&mut self, peer: PeerId, zone: Option<Zone>) -> bool {
         self.departed.retain(|departed| departed.member.peer != peer);
-        self.live.insert(peer, Member { hash: member_hash(&peer), zone }).is_none()
+        if let Some(member) = self.live.get_mut(&peer) {
+            member.zone = zone;
+            return false;
+        }
+        let hash = member_hash(&peer);
+        self.live.insert(peer, Member { hash, zone });
+        self.hashes.push(hash);
+        self.peers.push(peer);
+        true
     }
 
     /// Takes out a member; `false` if it was not there.
     pub(super) fn down(&mut self, now: Instant, peer: PeerId) -> bool {
         let Some(member) = self.live.remove(&peer) else { return false };
+        if let Some(place) = self.peers.iter().position(|live| *live == peer) {
+            self.hashes.swap_remove(place);
+            self.peers.swap_remove(place);
+        }
         self.departed.retain(|departed| is_recent(departed, now));
         if self.departed.len() == DEPARTED_MAX {
             self.departed.pop_front();
@@ -165,8 +185,12 @@ impl Roster {
 
     pub(super) fn owners(&self, key: &Key) -> Owners {
         let mut owners = Owners::default();
-        for (peer, member) in &self.live {
-            let _left_out = owners.offer(Candidate { hash: member.hash, peer: *peer }.rank(key));
+        for (hash, peer) in self.hashes.iter().zip(&self.peers) {
+            // Whose it is matters only for the few that come close.
+            let score = score(*hash, key);
+            if owners.may_have_room_for(score) {
+                let _left_out = owners.offer(Rank { score, peer: *peer });
+            }
         }
         owners
     }

@@ -59,7 +59,7 @@ sim: parts ## Replay one simulated scenario: make sim SCENARIO=... SEED=...
 .PHONY: sim-scale
 sim-scale: NODES ?= 1000
 sim-scale: parts ## Simulate an hour of clusters of 100, 300 and NODES nodes, and compare
-	$(CARGO) run --release --locked -q -p spegel-sim --bin scale -- $(NODES)
+	$(CARGO) run --profile scale --locked -q -p spegel-sim --bin scale -- $(NODES)
 
 .PHONY: soak
 soak: MINUTES ?= 10

@@ -36,6 +36,8 @@ struct State {
     running: bool,
     images: BTreeMap<String, Descriptor>,
     blobs: BTreeMap<Digest, Bytes>,
+    /// Those of both.
+    keys: BTreeSet<Key>,
     /// Its `containerd.io/distribution.source` labels: registry and repository.
     sources: BTreeMap<Digest, BTreeSet<(String, String)>>,
     /// What pulls that are under way need, and how many of them.
@@ -93,8 +95,7 @@ impl Containerd {
     /// The keys of its content and images.
     #[must_use]
     pub fn keys(&self) -> BTreeSet<Key> {
-        let state = self.state();
-        state.blobs.keys().map(Key::of_digest).chain(state.images.keys().map(|name| Key::of(name))).collect()
+        self.state().keys.clone()
     }
 
     /// Whether what is served of it has wrong bytes from now on.
@@ -127,7 +128,7 @@ impl Containerd {
     /// Commits a blob, and says what a connected mirror notices.
     pub fn store(&self, digest: Digest, content: Bytes) -> Vec<Input> {
         let mut state = self.state();
-        state.blobs.insert(digest, content);
+        state.put_blob(digest, content);
         if state.connected { vec![Input::BlobCommitted { digest }] } else { Vec::new() }
     }
 
@@ -148,12 +149,12 @@ impl Containerd {
     /// Has an image from the beginning: it was pulled before the scenario begins.
     pub fn preload(&self, image: &Image) {
         let mut state = self.state();
-        state.blobs.extend(image.contents.iter().map(|(digest, content)| (*digest, content.clone())));
-        for digest in image.contents.keys() {
+        for (digest, content) in &image.contents {
+            state.put_blob(*digest, content.clone());
             state.label(digest, image);
         }
         state.unreadable.extend(image.unreadable.iter().copied());
-        state.images.insert(image.name.clone(), image.manifest.clone());
+        state.put_image(&image.name, image.manifest.clone());
     }
 
     /// A pull begins: none of this is garbage until [`Containerd::release`].
@@ -187,7 +188,7 @@ impl Containerd {
     /// Creates or updates an image, and says what a connected mirror notices.
     pub fn name_image(&self, name: &str, target: Descriptor) -> Vec<Input> {
         let mut state = self.state();
-        state.images.insert(name.to_owned(), target.clone());
+        state.put_image(name, target.clone());
         let image = ListedImage { name: name.to_owned(), target: Some(target) };
         if state.connected { vec![Input::ImageChanged(image)] } else { Vec::new() }
     }
@@ -197,6 +198,7 @@ impl Containerd {
     pub fn delete_image(&self, name: &str) -> Vec<Input> {
         let mut state = self.state();
         let Some(target) = state.images.remove(name) else { return Vec::new() };
+        state.keys.remove(&Key::of(name));
         let needed = state.images.values().flat_map(|target| state.tree(target));
         let needed: BTreeSet<_> = needed.chain(state.leases.keys().copied()).collect();
         let garbage: Vec<_> =
@@ -204,6 +206,7 @@ impl Containerd {
         let mut news = vec![Input::ImageDeleted { name: name.to_owned() }];
         for digest in garbage {
             state.blobs.remove(&digest);
+            state.keys.remove(&Key::of_digest(&digest));
             state.sources.remove(&digest);
             news.push(Input::BlobRemoved { digest });
         }
@@ -353,6 +356,16 @@ impl Containerd {
 }
 
 impl State {
+    fn put_blob(&mut self, digest: Digest, content: Bytes) {
+        self.keys.insert(Key::of_digest(&digest));
+        self.blobs.insert(digest, content);
+    }
+
+    fn put_image(&mut self, name: &str, target: Descriptor) {
+        self.keys.insert(Key::of(name));
+        self.images.insert(name.to_owned(), target);
+    }
+
     /// What an image consists of.
     fn tree(&self, target: &Descriptor) -> Vec<Digest> {
         let mut tree = vec![target.digest];

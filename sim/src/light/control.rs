@@ -166,7 +166,7 @@ impl World<'_> {
     pub(super) fn deliver(&mut self, to: Index, arrival: Arrival) {
         let process = self.machines[to].process.as_mut();
         if let Some(input) = process.and_then(|process| process.receive(arrival)) {
-            self.handle(to, input);
+            self.give(to, input);
         }
     }
 

@@ -32,11 +32,14 @@ use super::{
 /// loaded machine waits for nothing.
 const SPINS: u32 = 2000;
 
-/// What one process has to handle in a stretch.
+/// What one process has to handle in a stretch. Each node has one, used for all stretches: making
+/// them anew, and handing them from thread to thread, takes as long as what many of them are for.
 #[derive(Debug)]
-pub(super) struct Job {
+struct Job {
     node: Index,
     process: Option<Box<Process>>,
+    /// It is one of this stretch, and no thread has begun it.
+    is_todo: bool,
     base: Instant,
     /// What comes for it, when, and as the how manieth event planned.
     arrivals: VecDeque<(Duration, u64, Arrival)>,
@@ -57,23 +60,32 @@ struct Step {
     /// the order of nodes.
     order: (bool, u64),
     node: Index,
-    job: usize,
     outputs: usize,
 }
 
 impl Job {
-    fn new(node: Index, base: Instant, wake: Option<Duration>) -> Self {
+    const fn new(node: Index, base: Instant) -> Self {
         Self {
             node,
             process: None,
+            is_todo: false,
             base,
             arrivals: VecDeque::new(),
-            wake,
+            wake: None,
             until: Duration::ZERO,
             steps: Vec::new(),
             outputs: VecDeque::new(),
             stands_still: false,
         }
+    }
+
+    /// Does it, unless another thread has.
+    fn begin(&mut self) -> bool {
+        let begins = std::mem::take(&mut self.is_todo);
+        if begins {
+            self.run();
+        }
+        begins
     }
 
     fn run(&mut self) {
@@ -100,7 +112,7 @@ impl Job {
             let before = self.outputs.len();
             self.outputs.extend(std::iter::from_fn(|| process.node.poll_output()));
             let outputs = self.outputs.len() - before;
-            self.steps.push(Step { at, order, node: self.node, job: 0, outputs });
+            self.steps.push(Step { at, order, node: self.node, outputs });
             self.wake = process.wakes_at(self.base, Duration::ZERO).map(|due| due.max(at));
             in_this_moment = if at > moment { 0 } else { in_this_moment + 1 };
             moment = at;
@@ -116,20 +128,15 @@ impl Job {
 #[derive(Debug)]
 pub(super) struct Crew {
     helpers: usize,
-    slots: Vec<Mutex<Slot>>,
-    /// The first job that nobody has looked at, of so many.
-    next: AtomicUsize,
+    /// Of each node.
+    jobs: Vec<Mutex<Job>>,
+    /// Whose jobs there are in this stretch, in the first so many places.
+    nodes: Vec<AtomicUsize>,
     count: AtomicUsize,
+    /// The first place that nobody has looked at.
+    next: AtomicUsize,
     done: AtomicUsize,
     over: AtomicBool,
-}
-
-#[derive(Debug, Default)]
-enum Slot {
-    #[default]
-    Empty,
-    Todo(Job),
-    Done(Job),
 }
 
 /// Says that there is no more work, however the thread that gives it, or one that does it, ends.
@@ -141,13 +148,15 @@ impl Drop for Ends<'_> {
     }
 }
 
-/// Lends a crew of so many threads, this one among them, for clusters of so many nodes.
-pub(super) fn with_crew<T>(threads: usize, nodes: usize, lead: impl FnOnce(&Crew) -> T) -> T {
+/// Lends a crew of so many threads, this one among them, for clusters of so many nodes whose clocks
+/// began at `base`.
+pub(super) fn with_crew<T>(threads: usize, nodes: usize, base: Instant, lead: impl FnOnce(&Crew) -> T) -> T {
     let crew = Crew {
         helpers: threads.saturating_sub(1),
-        slots: (0..nodes).map(|_| Mutex::default()).collect(),
-        next: AtomicUsize::new(0),
+        jobs: (0..nodes).map(|node| Mutex::new(Job::new(node, base))).collect(),
+        nodes: (0..nodes).map(|_| AtomicUsize::new(0)).collect(),
         count: AtomicUsize::new(0),
+        next: AtomicUsize::new(0),
         done: AtomicUsize::new(0),
         over: AtomicBool::new(false),
     };
@@ -159,34 +168,31 @@ pub(super) fn with_crew<T>(threads: usize, nodes: usize, lead: impl FnOnce(&Crew
 }
 
 impl Crew {
-    fn slot(&self, at: usize) -> MutexGuard<'_, Slot> {
-        self.slots[at].lock().unwrap_or_else(PoisonError::into_inner)
+    fn job(&self, node: Index) -> MutexGuard<'_, Job> {
+        self.jobs[node].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn run(&self, jobs: &mut Vec<Job>) {
-        let count = jobs.len();
-        if self.helpers == 0 || count < 2 {
-            return jobs.iter_mut().for_each(Job::run);
+    /// Does the jobs of these nodes.
+    fn run(&self, nodes: &[Index]) {
+        if self.helpers == 0 || nodes.len() < 2 {
+            for node in nodes {
+                self.job(*node).begin();
+            }
+            return;
         }
-        for (at, job) in jobs.drain(..).enumerate() {
-            *self.slot(at) = Slot::Todo(job);
+        for (place, node) in self.nodes.iter().zip(nodes) {
+            place.store(*node, Ordering::Relaxed);
         }
-        // A helper may see the new count with the old place, and begin there: whatever slot it
-        // looks at is filled, and what it takes is not there for another.
+        // A helper may see the new count with the old place, and begin there: whose job it finds
+        // is one of this stretch, and what it has begun is not begun again.
         self.done.store(0, Ordering::Release);
-        self.count.store(count, Ordering::Release);
+        self.count.store(nodes.len(), Ordering::Release);
         self.next.store(0, Ordering::Release);
         while self.work() {}
         let mut spins = 0;
-        while self.done.load(Ordering::Acquire) < count {
+        while self.done.load(Ordering::Acquire) < nodes.len() {
             assert!(!self.over.load(Ordering::Acquire), "a helper panicked");
             wait(&mut spins);
-        }
-        for at in 0..count {
-            let Slot::Done(job) = std::mem::take(&mut *self.slot(at)) else {
-                unreachable!("all jobs are done")
-            };
-            jobs.push(job);
         }
     }
 
@@ -195,19 +201,14 @@ impl Crew {
         if self.next.load(Ordering::Acquire) >= self.count.load(Ordering::Acquire) {
             return false;
         }
-        let at = self.next.fetch_add(1, Ordering::AcqRel);
-        if at >= self.count.load(Ordering::Acquire) {
+        let place = self.next.fetch_add(1, Ordering::AcqRel);
+        if place >= self.count.load(Ordering::Acquire) {
             return false;
         }
-        let taken = std::mem::take(&mut *self.slot(at));
-        match taken {
-            Slot::Todo(mut job) => {
-                job.run();
-                *self.slot(at) = Slot::Done(job);
-                self.done.fetch_add(1, Ordering::AcqRel);
-            }
-            Slot::Done(job) => *self.slot(at) = Slot::Done(job),
-            Slot::Empty => {}
+        let mut job = self.job(self.nodes[place].load(Ordering::Relaxed));
+        if job.begin() {
+            drop(job);
+            self.done.fetch_add(1, Ordering::AcqRel);
         }
         true
     }
@@ -249,31 +250,29 @@ impl World<'_> {
     /// Runs as [`World::run`] does, on several threads.
     pub(super) fn run_in_lockstep(&mut self, crew: &Crew) -> Option<String> {
         let (mut checked_at, mut in_this_moment) = (Duration::ZERO, 0);
-        let mut jobs = Vec::new();
-        let mut job_of = vec![None; self.machines.len()];
+        let (mut nodes, mut steps) = (Vec::new(), Vec::new());
         while let Some(at) = self.next_at() {
             in_this_moment = if at > self.now { 0 } else { in_this_moment + 1 };
             if in_this_moment > EVENTS_PER_MOMENT_MAX {
                 return Some(Self::stands_still(at));
             }
             self.now = at;
-            let until = self.gather(at, &mut jobs, &mut job_of);
-            if jobs.is_empty() {
+            nodes.clear();
+            let until = self.gather(at, crew, &mut nodes);
+            if nodes.is_empty() {
                 if let Some(event) = self.events.pop_at(until) {
                     self.now = until;
                     self.happen(event);
                 }
             } else {
-                for job in &mut jobs {
-                    job_of[job.node] = None;
-                    job.until = until;
-                    job.process = self.machines[job.node].process.take();
+                for node in &nodes {
+                    let mut job = crew.job(*node);
+                    (job.until, job.process) = (until, self.machines[*node].process.take());
                 }
-                crew.run(&mut jobs);
-                if self.carry_out_all(&mut jobs).is_break() {
+                crew.run(&nodes);
+                if self.carry_out_all(crew, &nodes, &mut steps).is_break() {
                     return Some(Self::stands_still(self.now));
                 }
-                jobs.clear();
             }
             if let Some(what) = self.checked(&mut checked_at) {
                 return Some(what);
@@ -285,7 +284,7 @@ impl World<'_> {
 
     /// Takes what is planned for single processes from `at` on, and says until when: for
     /// the lookahead, or to the first event that is for more than one process.
-    fn gather(&mut self, at: Duration, jobs: &mut Vec<Job>, job_of: &mut [Option<usize>]) -> Duration {
+    fn gather(&mut self, at: Duration, crew: &Crew, nodes: &mut Vec<Index>) -> Duration {
         let until = (at + self.plan.lookahead).min(self.plan.ends_at);
         loop {
             let event_at = self.events.next_at().filter(|at| *at < until);
@@ -301,13 +300,12 @@ impl World<'_> {
                     if let Arrival::Input(input) = &arrival {
                         self.watch.input(at, &self.machines[node].name, input);
                     }
-                    let job = self.job(node, jobs, job_of);
-                    jobs[job].arrivals.push_back((at, planned, arrival));
+                    self.job(node, crew, nodes).arrivals.push_back((at, planned, arrival));
                 }
             } else if wake_at.is_some()
                 && let Some(node) = self.wakes.first()
             {
-                self.job(node, jobs, job_of);
+                drop(self.job(node, crew, nodes));
             } else {
                 return until;
             }
@@ -315,35 +313,37 @@ impl World<'_> {
     }
 
     /// The job of a node, which has its wish to be called from here on.
-    fn job(&mut self, node: Index, jobs: &mut Vec<Job>, job_of: &mut [Option<usize>]) -> usize {
-        *job_of[node].get_or_insert_with(|| {
-            jobs.push(Job::new(node, self.base, self.wakes.take(node)));
-            jobs.len() - 1
-        })
+    fn job<'c>(&mut self, node: Index, crew: &'c Crew, nodes: &mut Vec<Index>) -> MutexGuard<'c, Job> {
+        let mut job = crew.job(node);
+        if !std::mem::replace(&mut job.is_todo, true) {
+            job.wake = self.wakes.take(node);
+            nodes.push(node);
+        }
+        job
     }
 
     /// Does what the processes want done, in the order of time.
-    fn carry_out_all(&mut self, jobs: &mut [Job]) -> ControlFlow<()> {
-        let mut steps = Vec::new();
-        for (at, job) in jobs.iter_mut().enumerate() {
-            self.machines[job.node].process = job.process.take();
-            steps.extend(job.steps.iter().map(|step| Step { job: at, ..*step }));
+    fn carry_out_all(&mut self, crew: &Crew, nodes: &[Index], steps: &mut Vec<Step>) -> ControlFlow<()> {
+        for node in nodes {
+            let mut job = crew.job(*node);
+            self.machines[*node].process = job.process.take();
+            steps.append(&mut job.steps);
             if job.stands_still {
                 return ControlFlow::Break(());
             }
         }
-        steps.sort_by_key(|step| (step.at, step.order));
-        for step in steps {
+        steps.sort_unstable_by_key(|step| (step.at, step.order));
+        for step in steps.drain(..) {
             self.now = step.at;
             for _ in 0..step.outputs {
-                let output = jobs[step.job].outputs.pop_front().expect("it was counted");
+                let output = crew.job(step.node).outputs.pop_front().expect("it was counted");
                 self.carry_out(step.node, output);
             }
         }
-        for job in jobs {
+        for node in nodes {
             // What it has sent since counts for a while.
-            let timeout_at = self.machines[job.node].process.as_ref().and_then(|process| process.timeout_at);
-            self.wakes.wish(job.node, job.wake.into_iter().chain(timeout_at).min());
+            let timeout_at = self.machines[*node].process.as_ref().and_then(|process| process.timeout_at);
+            self.wakes.wish(*node, crew.job(*node).wake.into_iter().chain(timeout_at).min());
         }
         ControlFlow::Continue(())
     }

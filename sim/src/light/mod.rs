@@ -16,7 +16,7 @@ mod names;
 mod pull;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     time::{Duration, Instant},
 };
 
@@ -81,7 +81,7 @@ struct World<'a> {
     events: Queue,
     wakes: Wakes,
     machines: Vec<Machine>,
-    by_peer: BTreeMap<PeerId, Index>,
+    by_peer: HashMap<PeerId, Index>,
     by_name: BTreeMap<String, Index>,
     listed: Vec<(Duration, Index)>,
     /// Pairs that are cut off from each other, and by how many partitions.
@@ -142,7 +142,7 @@ pub fn measure(
         None => world.run(),
         Some(threads) => {
             assert!(lockstep::suits(plan), "a plan that threads cannot share");
-            lockstep::with_crew(threads, plan.nodes.len(), |crew| world.run_in_lockstep(crew))
+            lockstep::with_crew(threads, plan.nodes.len(), world.base, |crew| world.run_in_lockstep(crew))
         }
     };
     let mut outcome = world.outcome(error);
@@ -409,8 +409,19 @@ impl<'a> World<'a> {
         self.orphan_clients(node);
     }
 
-    /// Gives an input to a node, or to nobody.
+    /// Something that happens now is an input to a node.
     fn handle(&mut self, node: Index, input: Input) {
+        if self.plan.lookahead.is_zero() {
+            self.give(node, input);
+        } else {
+            // Not before all that happens now, so that threads may share what comes of it.
+            let life = self.machines[node].life;
+            self.after(Duration::ZERO, Event::Input { node, life, input });
+        }
+    }
+
+    /// Gives an input to a node, or to nobody.
+    fn give(&mut self, node: Index, input: Input) {
         let now = self.now;
         let machine = &mut self.machines[node];
         let clock = machine.clock(self.base, now);
@@ -435,7 +446,7 @@ impl<'a> World<'a> {
             return;
         }
         for input in process.late(now) {
-            self.handle(node, input);
+            self.give(node, input);
         }
         if let Some(process) = &mut self.machines[node].process
             && process.is_due(clock)

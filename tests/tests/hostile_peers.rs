@@ -20,8 +20,8 @@ const ROUTER_CONNECTIONS: usize = 300;
 /// Where the liar listens on the node whose registry it stands in for.
 const LIAR_PORT: u16 = 5999;
 const OTHER_DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-/// So long that its bytes go to containerd as they come.
-const LARGE: &[u64] = &[mib(4), mib(1)];
+/// So long that their bytes go to containerd as they come; and so many that the liar is asked for some of them.
+const LARGE: &[u64] = &[mib(1); 12];
 /// So short that it is checked first; and so many that the liar is asked for some of them.
 const SMALL: &[u64] = &[100_000, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000];
 

@@ -103,7 +103,12 @@ impl Encoder {
             let function_id = self.function(&text, name.as_str().unwrap_or_default());
             line.push(Line { function_id, line: symbol.lineno().map_or(0, i64::from) });
         });
-        let location = (!is_way || !line.is_empty()).then(|| {
+        // Tools ask who sent a profile for names that it lacks.
+        if !is_way && line.is_empty() {
+            let name = format!("{address:#x}");
+            line.push(Line { function_id: self.function(&name, &name), line: 0 });
+        }
+        let location = (!line.is_empty()).then(|| {
             let id = self.profile.location.len() as u64 + 1;
             self.profile.location.push(Location { id, address: address as u64, line, ..Location::default() });
             id
@@ -111,5 +116,23 @@ impl Encoder {
         let place = Place { location, is_way };
         self.places.insert(address, place);
         place
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::Amount;
+
+    /// The C library has no symbols, and tools ask for the names of places that have none.
+    #[test]
+    fn place_of_no_known_function_is_named_by_its_address() {
+        let allocated = Amount { objects: 1, bytes: 1 };
+        let stack = Stack { frames: vec![0x10], live: allocated, allocated };
+        let profile = Profile::decode(&*encode(&[stack], 0)).unwrap();
+        let [location] = profile.location.as_slice() else { panic!("{profile:?}") };
+        let [line] = location.line.as_slice() else { panic!("{location:?}") };
+        let function = &profile.function[usize::try_from(line.function_id).unwrap() - 1];
+        assert_eq!(profile.string_table[usize::try_from(function.name).unwrap()], "0x10");
     }
 }

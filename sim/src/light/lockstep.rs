@@ -89,7 +89,10 @@ impl Job {
     }
 
     fn run(&mut self) {
-        let Some(process) = &mut self.process else { return };
+        let Some(process) = &mut self.process else {
+            // Not for a process that may be there in a later stretch.
+            return self.arrivals.clear();
+        };
         let (mut moment, mut in_this_moment) = (Duration::ZERO, 0);
         loop {
             let arrives_at = self.arrivals.front().map(|(at, ..)| *at);
@@ -346,5 +349,23 @@ impl World<'_> {
             self.wakes.wish(*node, crew.job(*node).wake.into_iter().chain(timeout_at).min());
         }
         ControlFlow::Continue(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use spegel_core::ExchangeId;
+    use spegel_io::clock;
+
+    use super::*;
+
+    #[test]
+    fn what_comes_for_no_process_is_not_kept_for_a_later_one() {
+        let mut job = Job::new(0, clock::now());
+        let arrival = Arrival::Failure { exchange: ExchangeId(1), cause: "nobody waits for it" };
+        job.arrivals.push_back((Duration::ZERO, 1, arrival));
+        job.is_todo = true;
+        assert!(job.begin() && !job.begin());
+        assert!(job.arrivals.is_empty(), "{job:?}");
     }
 }

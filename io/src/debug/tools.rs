@@ -37,9 +37,8 @@ pub(super) struct Measurement {
 pub(super) fn search(html: &mut Html, search: Option<&Search>, report: Option<&Report>) {
     html.raw("<section aria-labelledby=\"search\">\n<h2 id=\"search\">Who has this image or digest?</h2>\n");
     html.raw("<form method=\"get\" action=\"./#search\">\n<label>Image or digest ");
-    html.raw("<input type=\"text\" name=\"q\" required autocomplete=\"off\" autocapitalize=\"none\" spellcheck=\"false\" value=\"");
-    html.text(search.map_or("", |search| search.text.as_str()));
-    html.raw("\"></label>\n<button>Search</button>\n</form>\n");
+    name_field(html, "q", search.map_or("", |search| search.text.as_str()));
+    html.raw("</label>\n<button>Search</button>\n</form>\n");
     if let Some(search) = search {
         html.raw("<div role=\"status\">\n");
         match &search.answer {
@@ -50,6 +49,13 @@ pub(super) fn search(html: &mut Html, search: Option<&Search>, report: Option<&R
         html.raw("</div>\n");
     }
     html.raw("</section>\n");
+}
+
+/// Where the name of an image is typed; `text` is what was.
+fn name_field(html: &mut Html, field: &'static str, text: &str) {
+    html.raw("<input type=\"text\" name=\"").raw(field);
+    html.raw("\" required autocomplete=\"off\" autocapitalize=\"none\" spellcheck=\"false\" value=\"");
+    html.text(text).raw("\">");
 }
 
 fn holders(html: &mut Html, sought: &Sought, found: &FoundHolders, report: Option<&Report>) {
@@ -87,9 +93,8 @@ pub(super) fn measure(html: &mut Html, measurement: Option<&Measurement>) {
     html.raw(" of it at most, ").text(bytes(BLOB_BYTES_MAX)).raw(" of a layer, for no longer than ");
     html.text(TIME_MAX.as_secs()).raw(" seconds. Nothing is stored.</p>\n");
     html.raw("<form method=\"post\" action=\"measure#measure\">\n<label>Image ");
-    html.raw("<input type=\"text\" name=\"image\" required autocomplete=\"off\" autocapitalize=\"none\" spellcheck=\"false\" value=\"");
-    html.text(measurement.map_or("", |measurement| measurement.text.as_str()));
-    html.raw("\"></label>\n<button>Measure</button>\n</form>\n");
+    name_field(html, "image", measurement.map_or("", |measurement| measurement.text.as_str()));
+    html.raw("</label>\n<button>Measure</button>\n</form>\n");
     if let Some(measurement) = measurement {
         html.raw("<div role=\"status\">\n");
         match &measurement.answer {

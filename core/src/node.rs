@@ -74,7 +74,6 @@ pub struct Node {
     directory: Driven<Directory>,
     fetch: Driven<Fetch>,
     health: Driven<Health>,
-    is_view_complete: bool,
     exchanges: BTreeMap<ExchangeId, Exchange>,
     next_exchange: u64,
     lookups: BTreeMap<LookupId, Asker>,
@@ -85,8 +84,14 @@ pub struct Node {
 }
 
 macro_rules! machines {
-    ($($machine:ty),+) => {
+    ($($machine:ty: $event:ty),+) => {
         $(impl Machine for $machine {
+            type Event = $event;
+
+            fn poll_event(&mut self) -> Option<$event> {
+                self.poll_event()
+            }
+
             fn poll_timeout(&self) -> Option<Instant> {
                 self.poll_timeout()
             }
@@ -94,10 +99,23 @@ macro_rules! machines {
     };
 }
 
-machines!(Inventory, Intercept, Bootstrap, Membership, Directory, Fetch);
+machines! {
+    Inventory: inventory::Event,
+    Intercept: intercept::Event,
+    Bootstrap: bootstrap::Event,
+    Membership: membership::Event,
+    Directory: directory::Event,
+    Fetch: fetch::Event
+}
 
 /// Judges peers when it is asked.
 impl Machine for Health {
+    type Event = Notice;
+
+    fn poll_event(&mut self) -> Option<Notice> {
+        self.poll_event()
+    }
+
     fn poll_timeout(&self) -> Option<Instant> {
         None
     }
@@ -147,7 +165,6 @@ impl Node {
             directory: Driven::new(Directory::new(config.peer, config.zone, seed, config.resolve_timeout)),
             fetch: Driven::new(Fetch::new(seed, config.peer, config.resolve_retries)),
             health: Driven::new(Health::new(seed)),
-            is_view_complete: false,
             exchanges: BTreeMap::new(),
             next_exchange: 0,
             lookups: BTreeMap::new(),
@@ -310,14 +327,10 @@ impl Node {
     fn settle(&mut self, now: Instant) {
         // One listing can make a few for each image and content, but nothing that follows from
         // them comes back to the inventory.
-        while self.inventory.is_touched()
-            && let Some(event) = self.inventory.poll_event()
-        {
+        while let Some(event) = self.inventory.poll_event() {
             self.route_inventory(now, event);
         }
-        while self.intercept.is_touched()
-            && let Some(event) = self.intercept.poll_event()
-        {
+        while let Some(event) = self.intercept.poll_event() {
             self.outputs.push_back(match event {
                 intercept::Event::Inspect { digest } => inspect(digest),
                 intercept::Event::Notice(notice) => Output::Notice(notice),
@@ -325,25 +338,15 @@ impl Node {
         }
         for _ in 0..SETTLE_ROUNDS_MAX {
             self.settle_view();
-            if self.bootstrap.is_touched()
-                && let Some(event) = self.bootstrap.poll_event()
-            {
+            if let Some(event) = self.bootstrap.poll_event() {
                 self.route_bootstrap(now, event);
-            } else if self.membership.is_touched()
-                && let Some(event) = self.membership.poll_event()
-            {
+            } else if let Some(event) = self.membership.poll_event() {
                 self.route_membership(now, event);
-            } else if self.directory.is_touched()
-                && let Some(event) = self.directory.poll_event()
-            {
+            } else if let Some(event) = self.directory.poll_event() {
                 self.route_directory(now, event);
-            } else if self.fetch.is_touched()
-                && let Some(event) = self.fetch.poll_event()
-            {
+            } else if let Some(event) = self.fetch.poll_event() {
                 self.route_fetch(now, event);
-            } else if self.health.is_touched()
-                && let Some(notice) = self.health.poll_event()
-            {
+            } else if let Some(notice) = self.health.poll_event() {
                 self.outputs.push_back(Output::Notice(notice));
             } else {
                 self.settle_process(now);
@@ -364,8 +367,7 @@ impl Node {
             0 => self.bootstrap.found_nobody(),
             _ => self.membership.is_complete(),
         };
-        if is_complete != self.is_view_complete {
-            self.is_view_complete = is_complete;
+        if is_complete != self.directory.is_view_complete() {
             self.directory.set_view_complete(is_complete);
         }
     }

@@ -165,6 +165,10 @@ impl Directory {
         self.is_view_complete = is_complete;
     }
 
+    pub(crate) const fn is_view_complete(&self) -> bool {
+        self.is_view_complete
+    }
+
     /// A member joined or came back.
     pub(crate) fn member_up(&mut self, now: Instant, peer: PeerId, zone: Option<Zone>) {
         if peer == self.roster.me() {

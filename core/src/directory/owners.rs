@@ -102,12 +102,6 @@ impl Owners {
 }
 
 #[derive(Debug)]
-struct Member {
-    hash: u64,
-    zone: Option<Zone>,
-}
-
-#[derive(Debug)]
 struct Departed {
     at: Instant,
     member: Candidate,
@@ -117,7 +111,8 @@ struct Departed {
 #[derive(Debug)]
 pub(super) struct Roster {
     me: PeerId,
-    live: BTreeMap<PeerId, Member>,
+    /// With their zones.
+    live: BTreeMap<PeerId, Option<Zone>>,
     /// Their hashes, in any order, and whose they are: all are read for each key.
     hashes: Vec<u64>,
     peers: Vec<PeerId>,
@@ -127,9 +122,8 @@ pub(super) struct Roster {
 
 impl Roster {
     pub(super) fn new(me: PeerId, zone: Option<Zone>) -> Self {
-        let hash = member_hash(&me);
-        let live = BTreeMap::from([(me, Member { hash, zone })]);
-        Self { me, live, hashes: vec![hash], peers: vec![me], departed: VecDeque::new() }
+        let live = BTreeMap::from([(me, zone)]);
+        Self { me, live, hashes: vec![member_hash(&me)], peers: vec![me], departed: VecDeque::new() }
     }
 
     pub(super) fn me(&self) -> PeerId {
@@ -139,29 +133,25 @@ impl Roster {
     /// Takes in a member; `false` if it was there (its zone may have changed all the same).
     pub(super) fn up(&mut self, peer: PeerId, zone: Option<Zone>) -> bool {
         self.departed.retain(|departed| departed.member.peer != peer);
-        if let Some(member) = self.live.get_mut(&peer) {
-            member.zone = zone;
-            return false;
+        let is_new = self.live.insert(peer, zone).is_none();
+        if is_new {
+            self.hashes.push(member_hash(&peer));
+            self.peers.push(peer);
         }
-        let hash = member_hash(&peer);
-        self.live.insert(peer, Member { hash, zone });
-        self.hashes.push(hash);
-        self.peers.push(peer);
-        true
+        is_new
     }
 
     /// Takes out a member; `false` if it was not there.
     pub(super) fn down(&mut self, now: Instant, peer: PeerId) -> bool {
-        let Some(member) = self.live.remove(&peer) else { return false };
-        if let Some(place) = self.peers.iter().position(|live| *live == peer) {
-            self.hashes.swap_remove(place);
-            self.peers.swap_remove(place);
-        }
+        let Some(place) = self.peers.iter().position(|live| *live == peer) else { return false };
+        self.live.remove(&peer);
+        self.peers.swap_remove(place);
+        let hash = self.hashes.swap_remove(place);
         self.departed.retain(|departed| is_recent(departed, now));
         if self.departed.len() == DEPARTED_MAX {
             self.departed.pop_front();
         }
-        self.departed.push_back(Departed { at: now, member: Candidate { hash: member.hash, peer } });
+        self.departed.push_back(Departed { at: now, member: Candidate { hash, peer } });
         true
     }
 
@@ -175,12 +165,12 @@ impl Roster {
     }
 
     pub(super) fn zone(&self, peer: &PeerId) -> Option<&Zone> {
-        self.live.get(peer).and_then(|member| member.zone.as_ref())
+        self.live.get(peer).and_then(Option::as_ref)
     }
 
     /// A live member, to be ranked for many keys.
     pub(super) fn candidate(&self, peer: PeerId) -> Option<Candidate> {
-        self.live.get(&peer).map(|member| Candidate { hash: member.hash, peer })
+        self.contains(&peer).then(|| Candidate { hash: member_hash(&peer), peer })
     }
 
     pub(super) fn owners(&self, key: &Key) -> Owners {

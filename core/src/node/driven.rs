@@ -10,6 +10,11 @@ use std::{
 
 /// What the dispatcher asks every machine for.
 pub(super) trait Machine {
+    type Event;
+
+    /// The next event.
+    fn poll_event(&mut self) -> Option<Self::Event>;
+
     /// When something is due.
     fn poll_timeout(&self) -> Option<Instant>;
 }
@@ -28,9 +33,14 @@ impl<M: Machine> Driven<M> {
         Self { machine: Box::new(machine), due: None, is_touched: true }
     }
 
-    /// Whether it may have events, and be due at another time than before.
+    /// Whether anything of it may be other than it was at [`Self::settle`].
     pub(super) const fn is_touched(&self) -> bool {
         self.is_touched
+    }
+
+    /// The next event: none of a machine that was not touched.
+    pub(super) fn poll_event(&mut self) -> Option<M::Event> {
+        if self.is_touched { self.machine.poll_event() } else { None }
     }
 
     /// It has no events left.

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsString,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     process::ExitCode,
 };
@@ -96,12 +96,10 @@ fn flags_of(arguments: Vec<OsString>) -> Option<Registry> {
 /// Where to ask somebody on this machine who listens there.
 fn reachable(listen: &[SocketAddr]) -> SocketAddr {
     let addr = listen.iter().find(|addr| addr.is_ipv4()).or_else(|| listen.first());
-    match addr {
-        Some(SocketAddr::V4(v4)) if v4.ip().is_unspecified() => (Ipv4Addr::LOCALHOST, v4.port()).into(),
-        Some(SocketAddr::V6(v6)) if v6.ip().is_unspecified() => (Ipv6Addr::LOCALHOST, v6.port()).into(),
-        Some(addr) => *addr,
-        None => (Ipv4Addr::LOCALHOST, METRICS_PORT).into(),
-    }
+    addr.map_or_else(
+        || (Ipv4Addr::LOCALHOST, METRICS_PORT).into(),
+        |addr| spegel_io::listen::reachable_here(*addr),
+    )
 }
 
 #[derive(Serialize)]

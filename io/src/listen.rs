@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -97,6 +97,20 @@ pub(crate) fn socket(addr: SocketAddr) -> io::Result<Socket> {
     socket.set_reuse_address(true)?;
     socket.bind(&addr.into())?;
     Ok(socket)
+}
+
+/// Where somebody on this machine asks whoever listens there.
+#[must_use]
+pub const fn reachable_here(listen: SocketAddr) -> SocketAddr {
+    match listen {
+        SocketAddr::V4(v4) if v4.ip().is_unspecified() => {
+            SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), v4.port())
+        }
+        SocketAddr::V6(v6) if v6.ip().is_unspecified() => {
+            SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), v6.port())
+        }
+        SocketAddr::V4(_) | SocketAddr::V6(_) => listen,
+    }
 }
 
 /// Whether the error only says that the host has no such address family.

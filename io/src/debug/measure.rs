@@ -19,6 +19,7 @@ use tokio::{
 
 use crate::{
     distribution::{ContentRequest, DIGEST_HEADER, Wanted},
+    listen::reachable_here,
     peer::{ACCEPTED, parse_head},
     trust::Trust,
 };
@@ -71,18 +72,7 @@ impl Measurer {
     /// Asks the mirror at one of `addrs` and shows what `trust` wants of containerd.
     #[must_use]
     pub fn new(addrs: &[SocketAddr], trust: Trust) -> Self {
-        let local = |addr: &SocketAddr| {
-            let mut addr = *addr;
-            if addr.ip().is_unspecified() {
-                addr.set_ip(if addr.is_ipv4() {
-                    [127, 0, 0, 1].into()
-                } else {
-                    [0, 0, 0, 0, 0, 0, 0, 1].into()
-                });
-            }
-            addr
-        };
-        Self { addrs: addrs.iter().map(local).collect(), trust, turn: Arc::default() }
+        Self { addrs: addrs.iter().map(|addr| reachable_here(*addr)).collect(), trust, turn: Arc::default() }
     }
 
     /// Measures one image, in no longer than [`TIME_MAX`].

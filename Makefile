@@ -23,7 +23,7 @@ build: parts ## Build the spegel binary
 
 .PHONY: demo
 demo: build ## Show the main job: three nodes share an image while the registry is gone
-	$(CARGO) run --release --locked -q -p spegel-tests --bin demo
+	$(CARGO) run --locked -q -p spegel-tests --bin demo
 
 .PHONY: test
 test: test-fast test-real ## Run every test
@@ -74,7 +74,7 @@ fuzz: ## Fuzz each parser and the core: make fuzz SECONDS=60 (needs Rust nightly
 
 .PHONY: bench
 bench: build ## Measure bytes, requests and memory beside nginx (as root), then the core
-	$(CARGO) run --release --locked -q -p spegel-tests --bin bench
+	$(CARGO) run --locked -q -p spegel-tests --bin bench
 	$(CARGO) bench --locked -p spegel-core
 
 .PHONY: bench-core

@@ -165,6 +165,8 @@ pub enum Input {
         attempt: AttemptId,
         /// Length of the body that follows, in bytes; 0 for HEAD.
         body_bytes: u64,
+        /// Bytes that the peer had to send to other nodes when it answered; `None` if it did not say.
+        backlog_bytes: Option<u64>,
     },
     /// An attempt ended without all of its body.
     FetchFailed {
@@ -182,7 +184,7 @@ pub enum Input {
         pull: PullId,
         /// The attempt.
         attempt: AttemptId,
-        /// Bytes given to the client since the last report.
+        /// Bytes of this attempt that the client was given, or had already, since the last report.
         bytes: u64,
         /// Time since the last report spent waiting for the peer, not for the client.
         starved: Duration,
@@ -193,7 +195,7 @@ pub enum Input {
         pull: PullId,
         /// The attempt.
         attempt: AttemptId,
-        /// Bytes given to the client since the last report.
+        /// Bytes of this attempt that the client was given, or had already, since the last report.
         bytes: u64,
     },
     /// The client went away before its answer was complete. Not an error: containerd 2.1

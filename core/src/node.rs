@@ -229,8 +229,8 @@ impl Node {
                 }
                 self.fetch.on_requested(now, pull, key, digest, kind, whole, &mut self.health);
             }
-            Input::FetchAnswered { pull, attempt, body_bytes } => {
-                self.fetch.on_answered(now, pull, attempt, body_bytes, &mut self.health);
+            Input::FetchAnswered { pull, attempt, body_bytes, backlog_bytes } => {
+                self.fetch.on_answered(now, pull, attempt, body_bytes, backlog_bytes, &mut self.health);
             }
             Input::FetchFailed { pull, attempt, cause } => {
                 self.fetch.on_failed(now, pull, attempt, cause, &mut self.health);

@@ -142,7 +142,8 @@ pub enum Output {
         peer: PeerId,
         /// Its registry.
         addr: SocketAddr,
-        /// Bytes of the body that the client already has: ask for the rest only.
+        /// Bytes of the body that the client has at least: ask for the rest only. Where another attempt is being
+        /// forwarded it gets more meanwhile, which must not be given twice.
         skip: u64,
         /// A body no longer than this is read ahead and compared with the digest asked for
         /// before it counts as answered, so that no byte of a wrong one reaches the client.
@@ -340,7 +341,7 @@ pub enum Notice {
         from: PeerId,
         /// Why.
         reason: &'static str,
-        /// Bytes the client has.
+        /// Where in the body the other one goes on.
         at_bytes: u64,
     },
 }

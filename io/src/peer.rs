@@ -43,7 +43,7 @@ const HEAD_READ_BYTES: usize = 2048;
 
 /// Most bytes read at once of a body that the kernel does not move. Smaller costs system calls;
 /// larger is held by every pull whose client is slow.
-const BODY_READ_BYTES_MAX: usize = 32 * 1024;
+const BODY_READ_BYTES_MAX: usize = 16 * 1024;
 
 /// What a node may answer with, in the order that the Go implementation asks for it.
 pub(crate) const ACCEPTED: [&str; 4] = [

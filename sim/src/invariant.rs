@@ -463,6 +463,13 @@ impl Watch {
         self.due.insert(name.to_owned());
     }
 
+    /// A containerd is back: what went while it was away can be known from now on.
+    pub fn containerd_started(&mut self, at: Duration, name: &str) {
+        if let Some(node) = self.nodes.get_mut(name) {
+            node.gone.values_mut().for_each(|since| *since = at);
+        }
+    }
+
     /// Nodes other than `asker` whose process runs and whose containerd has all of an image; none
     /// in large runs, where asking all of them for each pull takes too long.
     #[must_use]

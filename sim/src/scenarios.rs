@@ -7,7 +7,7 @@ use spegel_core::Notice;
 
 use crate::{
     fault::{Fault, Lossy},
-    image::Image,
+    image::{HollowLayer, Image},
     incidents,
     invariant::RESTING_SENDS_PER_SECOND_MAX,
     scenario::{Outcome, Scenario},
@@ -20,6 +20,14 @@ const IMAGE: &str = "registry.test/app:1";
 /// Bytes of each layer.
 const LAYER_BYTES: usize = 100_000;
 
+/// Bodies that are worth moving in the middle, and how many of them.
+const SHARED_LAYER_BYTES: usize = 64 << 20;
+const SHARED_LAYERS: usize = 4;
+
+/// Twelve such bodies of two nodes that send 50 MB/s take 8.05 seconds. Where holders do not say how busy they are,
+/// half of sixty seeds take more than 11.4, and the worst 14.8; where they do, 9.53 at most.
+const SHARED_MAX: Duration = Duration::from_millis(10_000);
+
 /// A scenario and the name under which it is replayed.
 pub type Named = (&'static str, fn() -> Scenario);
 
@@ -30,6 +38,8 @@ const OTHERS: &[Named] = &[
     ("rolling_restart_with_http", rolling_restart_with_http),
     ("frozen_process", frozen_process),
     ("holder_falls_silent", holder_falls_silent),
+    ("holders_share_the_work", holders_share_the_work),
+    ("busy_holder_dies", busy_holder_dies),
     ("slow_peer", slow_peer),
     ("corrupting_peer", corrupting_peer),
     ("lossy_control", lossy_control),
@@ -187,6 +197,33 @@ pub fn slow_peer() -> Scenario {
     }
     // At the slow one's rate it would be two hundred seconds.
     scenario.expect(|outcome| outcome.expect_pulls(4, seconds(10)))
+}
+
+/// Three nodes pull twelve large bodies, and two others hold them.
+fn shared(name_of: &'static str) -> Scenario {
+    let layer = |n: usize| HollowLayer { name: format!("layer {n}"), bytes: SHARED_LAYER_BYTES };
+    let big = "registry.test/big:1";
+    let image = Image::hollow(big, &(0..SHARED_LAYERS).map(layer).collect::<Vec<_>>());
+    let scenario = cluster(name_of, seconds(60), 5, 0).light().image(image);
+    let scenario = scenario.preload("n1", big).preload("n2", big);
+    (3..=5).fold(scenario, |scenario, n| {
+        scenario.pull(seconds(10) + Duration::from_millis(n as u64), &name(n), big)
+    })
+}
+
+/// Holders say how busy they are, so that both are busy to the end.
+#[must_use]
+pub fn holders_share_the_work() -> Scenario {
+    shared("holders_share_the_work").expect(|outcome| expect_first_tries(outcome, 3, SHARED_MAX))
+}
+
+/// One of the two is killed in mid-body, and back in a second; the other sends the rest.
+#[must_use]
+pub fn busy_holder_dies() -> Scenario {
+    shared("busy_holder_dies")
+        .fault(seconds(12), Fault::Crash { node: name(1) })
+        .fault(seconds(13), Fault::Start { node: name(1) })
+        .expect(|outcome| expect_first_tries(outcome, 3, 2 * SHARED_MAX))
 }
 
 /// One of two holders serves wrong bytes. containerd notices; the pull that had them fails, and

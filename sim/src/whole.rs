@@ -278,7 +278,10 @@ impl<'a> World<'a> {
                 self.node(node).containerd.set_speed(Some(*bytes_per_second));
             }
             Fault::FullSpeed { node } => self.node(node).containerd.set_speed(None),
-            Fault::StartContainerd { node } => self.node(node).containerd.start(),
+            Fault::StartContainerd { node } => {
+                lock(&self.watch).containerd_started(now, node);
+                self.node(node).containerd.start();
+            }
             Fault::StopContainerd { node } => {
                 let containerd = &self.node(node).containerd;
                 containerd.tell_now(containerd.stop());

@@ -27,6 +27,16 @@ fn holder_falls_silent() {
 }
 
 #[test]
+fn holders_share_the_work() {
+    scenarios::holders_share_the_work().run_seeds(1..=SEEDS);
+}
+
+#[test]
+fn busy_holder_dies() {
+    scenarios::busy_holder_dies().run_seeds(1..=SEEDS);
+}
+
+#[test]
 fn slow_peer() {
     scenarios::slow_peer().run_seeds(1..=SEEDS);
 }

@@ -75,7 +75,8 @@ pub struct ClusterOptions {
     pub upstream_mbit: Option<u32>,
     /// What each node can send.
     pub node_mbit: Option<u32>,
-    /// Keeps all files in memory: for tests with so many small blobs that the disk's syncs would take minutes.
+    /// Keeps all files in memory: for tests with so many small blobs that the disk's syncs would take minutes, and
+    /// for those that time bytes, which all nodes here would write to one disk.
     pub in_memory: bool,
     /// What the mirrors log; figures of their cost need less of it.
     pub log_level: &'static str,

@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -268,7 +268,17 @@ impl Node {
 
     /// Starts `spegel registry` without waiting for it.
     pub fn spawn_spegel(&self) {
-        let mut command = self.netns.command(spegel_binary());
+        self.spawn_spegel_by(self.netns.command(spegel_binary()));
+    }
+
+    /// Starts it by another program, which is given these arguments and the command to run.
+    pub fn spawn_spegel_under(&self, program: &Path, arguments: &[&str]) {
+        let mut command = self.netns.command(program);
+        command.args(arguments).arg(spegel_binary());
+        self.spawn_spegel_by(command);
+    }
+
+    fn spawn_spegel_by(&self, mut command: Command) {
         command.arg("registry").args(lock(&self.spegel_args).iter());
         *lock(&self.spegel) = Some(Process::spawn("spegel", command, &self.dir.join("spegel.log")));
     }

@@ -1,5 +1,5 @@
 //! A real Prometheus scrapes a cluster in which pulls go well, badly and nowhere: every query of the dashboard then has
-//! an answer that is a number.
+//! an answer that is a number. And the query that tells how far a rotation of the cluster secret has come tells it.
 #![allow(clippy::disallowed_methods, reason = "real parts run on the real clock; nothing here is simulated")]
 #![allow(clippy::print_stdout, reason = "figures are worth reading when a test passes too")]
 
@@ -23,6 +23,11 @@ const VARIABLES: [(&str, &str); 5] =
     [("$__rate_interval", "20s"), ("$__range", "1m"), ("$pod", ".*"), ("$registry", ".*"), ("$job", ".*")];
 /// Slow enough that a transfer is still under way when its source ends.
 const HOLDER_MBIT: u32 = 100;
+
+const SECRETS: [&str; 2] = [
+    "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0",
+    "ffeeddccbbaa99887766554433221100ffeeddccbbaa99887766554433221100",
+];
 
 /// Prometheus, and the node that it runs on.
 struct Prometheus<'a> {
@@ -163,4 +168,32 @@ fn every_query_of_the_dashboard_has_an_answer() {
         println!("{title}: {values:?}");
     }
     assert!(silent.is_empty(), "{silent:#?}\n{}", cluster.logs());
+}
+
+#[test]
+fn rotation_is_over_when_the_documented_query_counts_all_mirrors_for_one_secret() {
+    let docs = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operating.md"));
+    let docs = docs.expect("the documentation is there");
+    let query = docs.lines().find(|line| line.ends_with("(spegel_cluster_secrets)"));
+    let query = query.expect("docs/operating.md tells a query").trim();
+
+    let cluster = Cluster::new(ClusterOptions::new(2, Generation::V2_1));
+    cluster.nodes.iter().for_each(|node| node.put_cluster_secret(&SECRETS));
+    cluster.start_spegel();
+    let prometheus = Prometheus::start(&cluster, &cluster.nodes[0]);
+    let says = |expected: &[f64]| {
+        let look = || {
+            let mut counts: Vec<f64> = prometheus.query(query)?.into_values().collect();
+            counts.sort_by(f64::total_cmp);
+            if counts == expected { Ok(()) } else { Err(format!("{query}: {counts:?}, not {expected:?}")) }
+        };
+        let waited = wait_for("the query", PATIENCE, look);
+        println!("{expected:?} after {:?}", cluster.expect("an answer", waited).1);
+    };
+    says(&[2.0, 2.0]);
+    cluster.nodes[1].put_cluster_secret(&SECRETS[1..]);
+    // One in each place of the second mirror's file, the other gone from it.
+    says(&[1.0, 1.0, 1.0]);
+    cluster.nodes[0].put_cluster_secret(&SECRETS[1..]);
+    says(&[2.0]);
 }

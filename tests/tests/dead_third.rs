@@ -5,7 +5,7 @@
 use std::thread;
 use std::time::Duration;
 
-use spegel_tests::{Cluster, ClusterOptions, Generation, ImageSpec, MIRROR_PORT, Node, Puller};
+use spegel_tests::{Cluster, ClusterOptions, Generation, ImageSpec, MIRROR_PORT, Node, Puller, wait_for};
 
 const LAYERS: [u64; 3] = [100_000, 100_000, 100_000];
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -13,6 +13,7 @@ const ADDED_MAX: Duration = Duration::from_secs(2);
 /// Pulls after the death, by when; the last when every death must be known.
 const ROUNDS: [Duration; 4] =
     [Duration::ZERO, Duration::from_millis(500), Duration::from_secs(2), DEATH_KNOWN_MAX];
+const FIRST_CHECK_MAX: Duration = Duration::from_secs(30);
 const DEATH_KNOWN_MAX: Duration = Duration::from_secs(12);
 /// How often three nodes that pull three times each before the death is known ask two dead ones in all: a pull
 /// has four requests out at a time, the third that waits in vain makes a dead node shunned, and then it is probed.
@@ -30,6 +31,14 @@ fn pulls_go_round_a_third_that_vanished() {
     let specs = tags.map(|tag| ImageSpec::new("dead", tag, &LAYERS));
     let images = cluster.held_images(&specs, &[holder, one, two], third);
     cluster.upstream.cut();
+    // The first check of a mirror's own connects to all others; the next one comes a minute later.
+    for puller in pullers {
+        let checked = || match puller.metrics()?.contains("spegel_check{") {
+            true => Ok(()),
+            false => Err("no check yet".to_owned()),
+        };
+        cluster.expect("the first check", wait_for("the first check", FIRST_CHECK_MAX, checked));
+    }
     let dead = [one.address(), two.address()];
     pullers.iter().for_each(|puller| puller.count_connections(COUNTER, &dead, MIRROR_PORT));
     let asked = || pullers.iter().map(|puller| puller.netns().counter(COUNTER)).sum::<u64>();

@@ -28,6 +28,8 @@ const SMALL: u64 = 100_000;
 /// A mirror lets transfers go on for 25 s when it is told to end.
 const ENDED_MAX: Duration = Duration::from_secs(35);
 const PATIENCE: Duration = Duration::from_secs(30);
+/// A client that has taken nothing for 120 s is given up.
+const GIVEN_UP: Duration = Duration::from_secs(125);
 
 /// Where the next liar listens on the node whose registry it stands in for.
 static NEXT_LIAR_PORT: AtomicU16 = AtomicU16::new(6000);
@@ -123,6 +125,94 @@ impl World<'_> {
         node.spawn_spegel();
         self.cluster.expect("it is ready again", node.wait_ready(PATIENCE));
     }
+
+    /// All ends but that of a client that takes nothing.
+    fn ends_that_others_make(&self, holder: &Node, mirror: &Node) {
+        let [layer, cut_served, cut_mirrored, small, cut_small] = self.image.layers.as_slice() else {
+            panic!("five layers")
+        };
+
+        self.ends_by_fin("served: the file is cut short", holder, cut_served, Reads::AsItComes, || {
+            cut_short(holder, cut_served, mib(1));
+        });
+        self.is_refused("served: a file that is shorter than containerd says", holder, cut_served);
+        cut_short(holder, cut_small, SMALL / 2);
+        self.is_refused("served: a small file that is shorter", holder, cut_small);
+
+        self.ends_by_fin(
+            "mirrored: the holder's file is cut short",
+            mirror,
+            cut_mirrored,
+            Reads::AsItComes,
+            || {
+                cut_short(holder, cut_mirrored, mib(1));
+            },
+        );
+        self.ends_by_fin("mirrored: the holder's link goes down", mirror, layer, Reads::AsItComes, || {
+            holder.link_down();
+        });
+        holder.link_up();
+        self.ends_by_fin("mirrored: the holder freezes", mirror, layer, Reads::AsItComes, || {
+            holder.freeze_spegel()
+        });
+        holder.thaw_spegel();
+        self.ends_by_fin(
+            "mirrored: the holder freezes, the client is stuck",
+            mirror,
+            layer,
+            Reads::Afterwards,
+            || {
+                holder.freeze_spegel();
+                thread::sleep(MIDDLE * 5);
+            },
+        );
+        holder.thaw_spegel();
+        self.ends_by_fin("mirrored: the holder is killed", mirror, layer, Reads::AsItComes, || {
+            holder.kill_spegel()
+        });
+        self.revive(holder);
+        self.ends_by_fin(
+            "mirrored: the holder is killed, the client is stuck",
+            mirror,
+            layer,
+            Reads::Afterwards,
+            || {
+                holder.kill_spegel();
+                thread::sleep(MIDDLE * 5);
+            },
+        );
+        self.revive(holder);
+        self.lied_to(layer, Lie::Reset, || {
+            self.ends_by_fin("mirrored: the peer resets", mirror, layer, Reads::AsItComes, || {});
+        });
+        self.lied_to(small, Lie::Short, || {
+            self.is_refused("mirrored: a small body that is short", mirror, small)
+        });
+
+        // Side by side, because each takes as long as transfers may go on.
+        thread::scope(|scope| {
+            for (what, server) in [("served", holder), ("mirrored", mirror)] {
+                scope.spawn(move || {
+                    let end = || {
+                        server.signal_spegel(Signal::SIGTERM);
+                        let ended = server.wait_spegel(ENDED_MAX);
+                        assert_eq!(
+                            ended.map(|status| status.code()),
+                            Ok(Some(0)),
+                            "{what}: it ends in order"
+                        );
+                    };
+                    let what = format!("{what}: the process is told to end, the client is stuck");
+                    self.ends_by_fin(&what, server, layer, Reads::Afterwards, end);
+                });
+            }
+        });
+        self.revive(holder);
+        self.revive(mirror);
+        self.lied_to(small, Lie::Corrupt, || {
+            self.is_refused("mirrored: a small body that is wrong", mirror, small)
+        });
+    }
 }
 
 fn cut_short(holder: &Node, blob: &Blob, length: u64) {
@@ -166,10 +256,10 @@ impl Lie {
 
 #[test]
 fn body_that_ends_early_is_never_reset() {
-    let mut options = ClusterOptions::new(3, Generation::V2_1);
+    let mut options = ClusterOptions::new(4, Generation::V2_1);
     options.node_mbit = Some(NODE_MBIT);
     let cluster = Cluster::with_spegel(options);
-    let [holder, mirror, client] = cluster.nodes.as_slice() else { panic!("three nodes") };
+    let [holder, mirror, client, other] = cluster.nodes.as_slice() else { panic!("four nodes") };
     let counted = client.netns().nft(&format!(
         "table ip resets {{\n counter resets {{ }}\n chain input {{\n  type filter hook input priority 0\n  \
          tcp sport {MIRROR_PORT} tcp flags & rst == rst counter name resets\n }}\n}}\n"
@@ -177,87 +267,19 @@ fn body_that_ends_early_is_never_reset() {
     cluster.expect("the kernel filters", counted);
     let spec = ImageSpec::new("early", "1", &[LAYER, LAYER, LAYER, SMALL, SMALL]).single();
     let image = cluster.held_image(&spec, &[holder], mirror);
+    let others = cluster.held_image(&ImageSpec::new("stuck", "1", &[LAYER; 2]).single(), &[other], mirror);
     cluster.upstream.cut();
-    let world = World { cluster: &cluster, image: &image };
-    let [layer, cut_served, cut_mirrored, small, cut_small] = image.layers.as_slice() else {
-        panic!("five layers")
-    };
-
-    world.ends_by_fin("served: the file is cut short", holder, cut_served, Reads::AsItComes, || {
-        cut_short(holder, cut_served, mib(1));
-    });
-    world.is_refused("served: a file that is shorter than containerd says", holder, cut_served);
-    cut_short(holder, cut_small, SMALL / 2);
-    world.is_refused("served: a small file that is shorter", holder, cut_small);
-
-    world.ends_by_fin(
-        "mirrored: the holder's file is cut short",
-        mirror,
-        cut_mirrored,
-        Reads::AsItComes,
-        || {
-            cut_short(holder, cut_mirrored, mib(1));
-        },
-    );
-    world.ends_by_fin("mirrored: the holder's link goes down", mirror, layer, Reads::AsItComes, || {
-        holder.link_down();
-    });
-    holder.link_up();
-    world.ends_by_fin("mirrored: the holder freezes", mirror, layer, Reads::AsItComes, || {
-        holder.freeze_spegel()
-    });
-    holder.thaw_spegel();
-    world.ends_by_fin(
-        "mirrored: the holder freezes, the client is stuck",
-        mirror,
-        layer,
-        Reads::Afterwards,
-        || {
-            holder.freeze_spegel();
-            thread::sleep(MIDDLE * 5);
-        },
-    );
-    holder.thaw_spegel();
-    world.ends_by_fin("mirrored: the holder is killed", mirror, layer, Reads::AsItComes, || {
-        holder.kill_spegel()
-    });
-    world.revive(holder);
-    world.ends_by_fin(
-        "mirrored: the holder is killed, the client is stuck",
-        mirror,
-        layer,
-        Reads::Afterwards,
-        || {
-            holder.kill_spegel();
-            thread::sleep(MIDDLE * 5);
-        },
-    );
-    world.revive(holder);
-    world.lied_to(layer, Lie::Reset, || {
-        world.ends_by_fin("mirrored: the peer resets", mirror, layer, Reads::AsItComes, || {});
-    });
-    world.lied_to(small, Lie::Short, || {
-        world.is_refused("mirrored: a small body that is short", mirror, small)
-    });
-
-    // Side by side, because each takes as long as transfers may go on.
     thread::scope(|scope| {
-        for (what, server) in [("served", holder), ("mirrored", mirror)] {
+        for ((what, server), layer) in
+            [("served", other), ("mirrored", client)].into_iter().zip(&others.layers)
+        {
+            let stuck = World { cluster: &cluster, image: &others };
+            let what = format!("{what}: the client is stuck until it is given up");
             scope.spawn(move || {
-                let end = || {
-                    server.signal_spegel(Signal::SIGTERM);
-                    let ended = server.wait_spegel(ENDED_MAX);
-                    assert_eq!(ended.map(|status| status.code()), Ok(Some(0)), "{what}: it ends in order");
-                };
-                let what = format!("{what}: the process is told to end, the client is stuck");
-                world.ends_by_fin(&what, server, layer, Reads::Afterwards, end);
+                stuck.ends_by_fin(&what, server, layer, Reads::Afterwards, || thread::sleep(GIVEN_UP));
             });
         }
+        World { cluster: &cluster, image: &image }.ends_that_others_make(holder, mirror);
     });
-    world.revive(holder);
-    world.revive(mirror);
-    world.lied_to(small, Lie::Corrupt, || {
-        world.is_refused("mirrored: a small body that is wrong", mirror, small)
-    });
-    assert_eq!(world.resets(), 0, "RSTs came to the client");
+    assert_eq!(World { cluster: &cluster, image: &image }.resets(), 0, "RSTs came to the client");
 }

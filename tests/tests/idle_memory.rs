@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use spegel_tests::{Cluster, ClusterOptions, Generation, Image, ImageSpec};
 
-const RSS_BYTES_MAX: u64 = 20_000_000;
+const RSS_BYTES_MAX: u64 = 17_000_000;
 /// 200 images of three layers, a config and a manifest: 1000 digests.
 const IMAGES: usize = 200;
 const SETTLE: Duration = Duration::from_secs(10);
 
 #[test]
-fn mirror_with_a_thousand_keys_idles_in_twenty_megabytes() {
+fn mirror_with_a_thousand_keys_idles_in_seventeen_megabytes() {
     let mut options = ClusterOptions::new(3, Generation::V2_1);
     options.in_memory = true;
     let cluster = Cluster::new(options);

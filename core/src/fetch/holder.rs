@@ -22,6 +22,8 @@ pub(super) struct Holder {
     pub(super) left_slow: bool,
     /// Bytes of it went to the client.
     pub(super) delivered: bool,
+    /// How often it was asked in mid-body whether it is idle.
+    pub(super) compared: u32,
 }
 
 impl Holder {
@@ -39,6 +41,7 @@ impl Holder {
             interrupted: false,
             left_slow: false,
             delivered: false,
+            compared: 0,
         })
     }
 
@@ -58,6 +61,13 @@ impl Holder {
         let addr = self.addrs.get(self.addrs_tried).copied();
         self.addrs_tried += usize::from(addr.is_some());
         addr
+    }
+
+    /// Whether it comes in question where another is only busy.
+    pub(super) fn is_as_good_as(&self, other: &Self, now: Instant, health: &Health, verify: &Verify) -> bool {
+        let wanting = self.interrupted || self.left_slow || verify.doubts(now, &self.peer) != 0;
+        let ranked = health.rank(now, &self.peer, self.same_zone);
+        !wanting && self.same_zone >= other.same_zone && ranked.is_some_and(|rank| !rank.probe && !rank.slow)
     }
 
     /// Who was already found wanting in this pull, or may have sent wrong content, comes after the

@@ -6,6 +6,10 @@
 //! forwarded body ends (completely or truncated), or the client leaves. Events of pulls and
 //! attempts that are over are ignored, so the shell need not care about races.
 
+mod attempts;
+#[cfg(test)]
+mod balance;
+mod flow;
 mod holder;
 #[cfg(test)]
 mod property;
@@ -159,9 +163,10 @@ impl Fetch {
         pull: PullId,
         attempt: AttemptId,
         body_bytes: u64,
+        backlog_bytes: Option<u64>,
         health: &mut Health,
     ) {
-        self.with(now, pull, health, |pull, cx| pull.on_answered(cx, attempt, body_bytes));
+        self.with(now, pull, health, |pull, cx| pull.on_answered(cx, attempt, body_bytes, backlog_bytes));
     }
 
     /// See [`crate::Input::FetchFailed`].

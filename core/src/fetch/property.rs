@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use proptest::{collection::vec, prelude::*};
 
 use super::{
-    pull::{BLOB_ANSWER_DEADLINE, LAUNCHES_MAX, SILENCE_MAX},
+    attempts::LAUNCHES_MAX,
+    flow::SILENCE_MAX,
+    pull::{BLOB_ANSWER_DEADLINE, offer::COMPARED_BYTES_MIN},
     *,
 };
 use crate::{Notice, test_time};
@@ -14,7 +16,7 @@ use crate::{Notice, test_time};
 enum Step {
     Request { tagged: bool, kind: PullKind, whole: bool },
     Holders { peers: Vec<u8>, definitive: bool },
-    Answer { right: bool },
+    Answer { right: bool, backlog: Option<u64> },
     Fail(FetchError),
     Progress { bytes: u64, starved_ms: u64 },
     Complete,
@@ -34,7 +36,8 @@ struct Shell {
     launches: u32,
 }
 
-const BODY: u64 = 1_000_000;
+/// So long that it matters how busy its holder is.
+const BODY: u64 = 2 * COMPARED_BYTES_MIN;
 
 struct World {
     now: Instant,
@@ -79,12 +82,12 @@ impl World {
                     health,
                 );
             }
-            Step::Answer { right } => {
+            Step::Answer { right, backlog } => {
                 // The shell answers each attempt once.
                 if shell.is_some_and(|shell| shell.forwarded != Some(attempt)) {
                     let skip = self.pulls[&id].live.get(&attempt).copied().unwrap_or(0);
                     let bytes = if right { BODY - skip } else { 7 };
-                    self.fetch.on_answered(now, id, attempt, bytes, health);
+                    self.fetch.on_answered(now, id, attempt, bytes, backlog, health);
                 }
             }
             Step::Fail(cause) => {
@@ -161,7 +164,8 @@ impl World {
                 let shell = self.pulls.get_mut(&pull).expect("no fetch after the final answer");
                 assert_ne!(peer, self.fetch.own, "never from itself");
                 assert_eq!(skip, shell.given, "skip is what the client has");
-                assert_eq!(shell.forwarded, None, "nobody is asked while bytes flow");
+                let is_one_more = shell.forwarded.is_none() || shell.live.len() == 1;
+                assert!(is_one_more, "one more is asked at most while bytes flow");
                 assert!(shell.live.insert(attempt, skip).is_none(), "attempts are named once");
                 shell.launches += 1;
                 assert!(shell.launches <= LAUNCHES_MAX);
@@ -175,6 +179,10 @@ impl World {
             Event::Output(Output::Forward { pull, attempt, .. }) => {
                 let shell = self.pulls.get_mut(&pull).expect("no forward after the final answer");
                 assert_eq!(shell.forwarded.replace(attempt), None, "one body at a time");
+                let skip = shell.live[&attempt];
+                assert!(skip <= shell.given, "no byte is left out");
+                // What the client was given since is counted again.
+                shell.given = skip;
                 assert_eq!(shell.live.keys().collect::<Vec<_>>(), [&attempt], "the others are cancelled");
                 shell.begun = true;
             }
@@ -224,9 +232,10 @@ fn step() -> impl Strategy<Value = Step> {
         3 => request.prop_map(|(tagged, kind, whole)| Step::Request { tagged, kind, whole }),
         4 => (vec(0..12_u8, 0..6), any::<bool>())
             .prop_map(|(peers, definitive)| Step::Holders { peers, definitive }),
-        6 => proptest::bool::weighted(0.9).prop_map(|right| Step::Answer { right }),
+        6 => (proptest::bool::weighted(0.9), prop_oneof![Just(None), (0..3 * BODY).prop_map(Some)])
+            .prop_map(|(right, backlog)| Step::Answer { right, backlog }),
         3 => cause.prop_map(Step::Fail),
-        6 => (prop_oneof![Just(0), 0..300_000_u64], 0..700_u64)
+        6 => (prop_oneof![Just(0), 0..10_000_000_u64], 0..700_u64)
             .prop_map(|(bytes, starved_ms)| Step::Progress { bytes, starved_ms }),
         1 => Just(Step::Complete),
         1 => Just(Step::Abandon),

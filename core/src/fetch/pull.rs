@@ -2,16 +2,19 @@
 //! for one of them to answer) or flowing (bytes of one holder go to the client); a search in
 //! mid-body is a resume.
 
+pub(crate) mod offer;
+
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    collections::BTreeSet,
     time::{Duration, Instant},
 };
 
+use self::offer::{COMPARE_WORTH, Offer};
 use super::{
     Candidate, Context, Event,
+    attempts::{Attempt, Attempts},
+    flow::{Flow, REPORT_INTERVAL, note_rate},
     holder::Holder,
-    rates::{Measured, Rates, WINDOW},
 };
 use crate::{
     AttemptId, FetchError, Key, Notice, Output, PeerId, PullId, PullKind, RefuseReason,
@@ -28,15 +31,7 @@ pub(crate) const ANSWER_DEADLINE: Duration = Duration::from_secs(1);
 /// The same for a blob: worth more waiting, for it saves more.
 pub(crate) const BLOB_ANSWER_DEADLINE: Duration = Duration::from_secs(2);
 
-/// How often progress is reported. Longer and stalls are noticed late by as much; shorter and
-/// reports cost more than bytes.
-pub(crate) const REPORT_INTERVAL: Duration = Duration::from_millis(100);
-
-/// How long a peer may send nothing in mid-body. Shorter and a garbage collection or a burst of
-/// retransmissions looks like death; longer and the client waits for a dead peer.
-pub(crate) const STALL_MAX: Duration = Duration::from_secs(1);
-
-/// How long another holder may take to go on in mid-body. With [`STALL_MAX`] and one report that
+/// How long another holder may take to go on in mid-body. With [`STALL_MAX`](super::flow::STALL_MAX) and one report that
 /// makes two seconds, the most that a pull with a second holder loses.
 pub(crate) const RESUME_MAX: Duration = Duration::from_millis(900);
 
@@ -45,11 +40,6 @@ pub(crate) const RESUME_MAX: Duration = Duration::from_millis(900);
 /// client goes upstream for the rest.
 pub(crate) const RESUME_LOOKUP_MAX: Duration = Duration::from_millis(900);
 
-/// How long the shell may report nothing at all of a flowing body before that is given up. It
-/// promises a report each [`REPORT_INTERVAL`] even when the client is blocked; shorter and a
-/// starved process abandons good transfers; longer and a lost task hangs its client.
-pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(5);
-
 /// A peer is left when another was lately this many times faster. Fewer and pulls run after
 /// ordinary differences of load, paying a connection and a slow start each time; more and a
 /// broken link is put up with.
@@ -57,10 +47,6 @@ pub(crate) const SLOWER_TIMES: u64 = 4;
 
 /// A transfer that ends within this long is not moved any more: moving takes about as long.
 pub(crate) const MOVE_WORTH: Duration = Duration::from_secs(1);
-
-/// Bytes that a transfer shorter than the measuring window must have for its speed to tell
-/// something; less is dominated by latency.
-const RATE_SAMPLE_MIN: u64 = 1024 * 1024;
 
 /// Most holders taken from one lookup. Fewer and a key with some dead holders looks like one that
 /// nobody has; more than a pull can try is useless.
@@ -80,10 +66,6 @@ pub(crate) const FOUND_FRESH: Duration = Duration::from_millis(50);
 /// holders; more and a pull that goes badly keeps the directory busy.
 pub(crate) const LOOKUPS_AGAIN_MAX: u32 = 8;
 
-/// Most attempts of one pull, whatever happens. Fewer and a long layer in a restarting cluster is
-/// cut; it only exists so that nothing can make a pull go round for ever.
-pub(crate) const LAUNCHES_MAX: u32 = 64;
-
 /// Bodies up to this length are read and checked before any of it is forwarded: wrong bytes are
 /// then the trouble of who sent them, not of the pull. containerd keeps what it was given and
 /// offers it for commit again without asking anew, so that a wrong manifest would block its image.
@@ -100,13 +82,13 @@ pub(super) struct Pull {
     verifiable: bool,
     phase: Phase,
     holders: Vec<Holder>,
-    /// Those that have not answered.
-    attempts: BTreeMap<AttemptId, Attempt>,
-    launched: u32,
+    attempts: Attempts,
     lookups_again: u32,
+    comparisons: u32,
+    moved_in_vain: u32,
     /// Length of the whole body; known once something was forwarded.
     total: Option<u64>,
-    /// Bytes of it that the client has.
+    /// Bytes of it that the client has, counted from where the present holder began.
     given: u64,
     /// As entered in the table of timers.
     pub(super) timer: Option<Instant>,
@@ -129,29 +111,10 @@ struct Search {
     hedge_at: Option<Instant>,
     /// Holders asked; further addresses of one holder do not count.
     asked: u32,
+    /// A busy holder that has answered, while another is asked.
+    offer: Option<Offer>,
     /// In mid-body: whom the body came from before, and why it does no more.
     left: Option<(PeerId, &'static str)>,
-}
-
-#[derive(Debug)]
-struct Flow {
-    id: AttemptId,
-    attempt: Attempt,
-    given_before: u64,
-    reported_at: Instant,
-    /// Time spent waiting for the peer since its last byte.
-    starved: Duration,
-    rates: Rates,
-    rate_noted_at: Instant,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Attempt {
-    /// Index of the holder.
-    holder: usize,
-    addr: SocketAddr,
-    launched_at: Instant,
-    probe: bool,
 }
 
 impl Pull {
@@ -174,9 +137,10 @@ impl Pull {
             verifiable,
             phase: Phase::Searching(Search { looking_up: true, ..Search::new(now + patience, None) }),
             holders: Vec::new(),
-            attempts: BTreeMap::new(),
-            launched: 0,
+            attempts: Attempts::default(),
             lookups_again: 0,
+            comparisons: 0,
+            moved_in_vain: 0,
             total: None,
             given: 0,
             timer: None,
@@ -194,7 +158,7 @@ impl Pull {
     pub(super) fn due(&self) -> Option<Instant> {
         match &self.phase {
             Phase::Searching(search) => soonest(Some(search.deadline), search.hedge_at),
-            Phase::Flowing(flow) => Some(flow.reported_at + SILENCE_MAX),
+            Phase::Flowing(flow) => Some(flow.silent_at()),
             Phase::Over => None,
         }
     }
@@ -233,8 +197,13 @@ impl Pull {
     /// Asks the next holder if it is time to, and gives up if there is nothing left to wait for.
     fn pursue(&mut self, cx: &mut Context<'_>, ask: bool) {
         let Phase::Searching(search) = &self.phase else { return };
+        if let Some(offer) = search.offer {
+            return if self.attempts.is_empty() {
+                self.take(cx, offer)
+            };
+        }
         let asks_left = search.asked <= cx.retries;
-        let next = if ask && asks_left && self.launched < LAUNCHES_MAX { self.next(cx) } else { None };
+        let next = if ask && asks_left && self.attempts.may_launch() { self.next(cx) } else { None };
         if let Some(next) = next {
             self.ask(cx, next);
         } else if let Phase::Searching(search) = &mut self.phase
@@ -250,7 +219,7 @@ impl Pull {
         let is_stale = |at: Instant| cx.now.saturating_duration_since(at) >= FOUND_FRESH;
         let is_worth = is_resume || (asks_left && search.found_at.is_some_and(is_stale));
         let may_look = is_worth && !search.looked_up_again;
-        if may_look && self.lookups_again < LOOKUPS_AGAIN_MAX && self.launched < LAUNCHES_MAX {
+        if may_look && self.lookups_again < LOOKUPS_AGAIN_MAX && self.attempts.may_launch() {
             self.lookups_again += 1;
             search.looked_up_again = true;
             search.looking_up = true;
@@ -267,7 +236,8 @@ impl Pull {
     /// The holder to ask next: the best that is not being asked, or else a further address of
     /// one that is, in case packets to the first one vanish.
     fn next(&self, cx: &Context<'_>) -> Option<usize> {
-        let asked = |index: usize| self.attempts.values().any(|attempt| attempt.holder == index);
+        let offered = self.offer().map(|offer| offer.attempt.holder);
+        let asked = |index: usize| offered == Some(index) || self.attempts.has(index);
         let usable = |(_, holder): &(usize, &Holder)| !holder.failed;
         let rank =
             |(index, holder): (usize, &Holder)| Some((holder.rank(cx.now, cx.health, cx.verify)?, index));
@@ -282,8 +252,12 @@ impl Pull {
         let Phase::Searching(search) = &mut self.phase else { return };
         search.asked += 1;
         search.hedge_at = (search.asked <= cx.retries).then(|| cx.now + cx.health.hedge_delay());
+        self.ask_first_addr(cx, index);
+    }
+
+    fn ask_first_addr(&mut self, cx: &mut Context<'_>, index: usize) {
         let holder = &mut self.holders[index];
-        if !self.attempts.values().any(|attempt| attempt.holder == index) {
+        if !self.attempts.has(index) {
             holder.start_over(cx.health.addr(&holder.peer));
         }
         let probe = cx.health.on_launched(cx.now, holder.peer);
@@ -294,42 +268,83 @@ impl Pull {
     fn launch(&mut self, cx: &mut Context<'_>, index: usize, probe: bool) {
         let holder = &mut self.holders[index];
         let Some(addr) = holder.next_addr() else { return };
-        let id = AttemptId(self.launched);
-        self.launched += 1;
-        self.attempts.insert(id, Attempt { holder: index, addr, launched_at: cx.now, probe });
-        let (pull, peer, skip) = (self.id, holder.peer, self.given);
+        let skip = self.given;
+        let id = self.attempts.launch(Attempt { holder: index, addr, skip, launched_at: cx.now, probe });
+        let (pull, peer) = (self.id, holder.peer);
         let check_bytes_max = if self.verifiable && skip == 0 { CHECKED_BYTES_MAX } else { 0 };
         cx.order(Output::Fetch { pull, attempt: id, peer, addr, skip, check_bytes_max });
     }
 
-    pub(super) fn on_answered(&mut self, cx: &mut Context<'_>, id: AttemptId, body_bytes: u64) {
-        let Phase::Searching(search) = &self.phase else { return };
-        let (left, looking_up) = (search.left, search.looking_up);
-        let Some(attempt) = self.attempts.get(&id).copied() else { return };
-        let remaining = self.total.map(|total| total.saturating_sub(self.given));
+    pub(super) fn on_answered(
+        &mut self,
+        cx: &mut Context<'_>,
+        id: AttemptId,
+        body_bytes: u64,
+        backlog_bytes: Option<u64>,
+    ) {
+        let Some(attempt) = self.attempts.get(id) else { return };
+        let remaining = self.total.map(|total| total.saturating_sub(attempt.skip));
         if remaining.is_some_and(|remaining| remaining != body_bytes) {
             cx.order(Output::CancelFetch { pull: self.id, attempt: id });
             return self.on_failed(cx, id, FetchError::Malformed);
         }
-        self.attempts.remove(&id);
+        self.attempts.remove(id);
         let peer = self.holders[attempt.holder].peer;
         let waited = cx.now.saturating_duration_since(attempt.launched_at);
         cx.health.on_answered(cx.now, peer, attempt.addr, waited);
-        self.cancel_attempts(cx);
+        let offer = Offer { id, attempt, body_bytes, backlog_bytes };
+        let Phase::Searching(search) = &self.phase else { return self.on_compared(cx, offer) };
+        let is_resume = search.left.is_some();
+        match search.offer {
+            Some(earlier)
+                if offer.is_better_than(&earlier) && self.is_comparable(cx, attempt.holder, &earlier) =>
+            {
+                self.decline(cx);
+                self.take(cx, offer);
+            }
+            Some(earlier) => {
+                self.release(cx, id, attempt);
+                self.take(cx, earlier);
+            }
+            None if !is_resume && offer.is_doubtful() => self.compare(cx, offer),
+            None => self.take(cx, offer),
+        }
+    }
+
+    /// Ends a transfer through no fault of its holder.
+    fn dismiss(&self, cx: &mut Context<'_>, id: AttemptId, attempt: Attempt) {
+        if self.given > attempt.skip {
+            cx.health.on_served(cx.now, self.holders[attempt.holder].peer);
+        }
+        self.release(cx, id, attempt);
+    }
+
+    /// Ends an attempt that is not needed.
+    fn release(&self, cx: &mut Context<'_>, id: AttemptId, attempt: Attempt) {
+        cx.order(Output::CancelFetch { pull: self.id, attempt: id });
+        cx.health.on_released(cx.now, self.holders[attempt.holder].peer, attempt.probe);
+    }
+
+    /// Forwards what a holder offers.
+    fn take(&mut self, cx: &mut Context<'_>, offer: Offer) {
+        let Phase::Searching(search) = &mut self.phase else { return };
+        let (left, looking_up) = (search.left, search.looking_up);
+        let was_held_back = search.offer.take().is_some();
+        // What was only asked to compare tells nothing by its silence.
+        let since = offer.attempt.launched_at;
+        self.cancel_attempts(cx, |attempt| !was_held_back || attempt.launched_at < since);
         if looking_up {
             cx.events.push_back(Event::CancelLookup { pull: self.id });
         }
-        self.total.get_or_insert(body_bytes);
-        self.phase = Phase::Flowing(Flow {
-            id,
-            attempt,
-            given_before: self.given,
-            reported_at: cx.now,
-            starved: Duration::ZERO,
-            rates: Rates::default(),
-            rate_noted_at: cx.now,
-        });
-        cx.order(Output::Forward { pull: self.id, attempt: id, report_interval: REPORT_INTERVAL });
+        self.begin(cx, &offer, left);
+    }
+
+    fn begin(&mut self, cx: &mut Context<'_>, offer: &Offer, left: Option<(PeerId, &'static str)>) {
+        self.total.get_or_insert(offer.body_bytes);
+        // The client may have been given more since it was asked for: that is not given again, but counted.
+        self.given = offer.attempt.skip;
+        self.phase = Phase::Flowing(Flow::new(cx.now, offer));
+        cx.order(Output::Forward { pull: self.id, attempt: offer.id, report_interval: REPORT_INTERVAL });
         if let Some((from, reason)) = left {
             let notice = Notice::PullResumed { pull: self.id, from, reason, at_bytes: self.given };
             cx.order(Output::Notice(notice));
@@ -340,7 +355,7 @@ impl Pull {
         match &self.phase {
             Phase::Searching(_) => self.on_attempt_failed(cx, id, cause),
             Phase::Flowing(flow) if flow.id == id => {
-                let progress = self.given > flow.given_before;
+                let progress = self.given > flow.attempt.skip;
                 let holder = &mut self.holders[flow.attempt.holder];
                 // Connections do break; but who breaks off again, or before the first byte, would
                 // do so for ever.
@@ -349,17 +364,18 @@ impl Pull {
                 holder.failed |= !chance;
                 self.leave(cx, Some(Failure::Fetch(cause)), "interrupted");
             }
-            Phase::Flowing(_) | Phase::Over => {}
+            Phase::Flowing(_) => self.on_attempt_failed(cx, id, cause),
+            Phase::Over => {}
         }
     }
 
     fn on_attempt_failed(&mut self, cx: &mut Context<'_>, id: AttemptId, cause: FetchError) {
-        let Some(attempt) = self.attempts.remove(&id) else { return };
+        let Some(attempt) = self.attempts.remove(id).or_else(|| self.withdrawn(id)) else { return };
         let index = attempt.holder;
-        let elsewhere = self.attempts.values().any(|other| other.holder == index);
+        let elsewhere = self.attempts.has(index);
         let holder = &mut self.holders[index];
         let connect = cause == FetchError::Connect;
-        if connect && !holder.failed && holder.has_next_addr() && self.launched < LAUNCHES_MAX {
+        if connect && !holder.failed && holder.has_next_addr() && self.attempts.may_launch() {
             return self.launch(cx, index, attempt.probe);
         }
         match (cause, self.digest) {
@@ -392,28 +408,34 @@ impl Pull {
         }
         let Phase::Flowing(flow) = &mut self.phase else { return };
         let index = flow.attempt.holder;
-        if flow.starved >= STALL_MAX {
+        if flow.is_stalled() {
             self.holders[index].failed = true;
             cx.order(Output::CancelFetch { pull: self.id, attempt: id });
             return self.leave(cx, Some(Failure::Stalled), "stalled");
         }
-        let Some(measured) = flow.rates.measured() else { return };
-        let rate = measured.rate();
         let peer = self.holders[index].peer;
-        if cx.now.saturating_duration_since(flow.rate_noted_at) >= WINDOW {
-            flow.rate_noted_at = cx.now;
-            note_rate(cx, peer, measured);
-        }
+        let Some(measured) = flow.measured(cx, peer) else { return };
+        let rate = measured.rate();
         let remaining = self.total.map_or(0, |total| total.saturating_sub(self.given));
         let worth = remaining > rate.saturating_mul(MOVE_WORTH.as_secs());
+        // Who was idle turns out to be slower than who was busy: no fault, but no gain.
+        let is_loss = flow.left_rate.take().is_some_and(|left| rate < left / offer::IDLE_SLOWER_TIMES);
+        if measured.peer_bound && worth && is_loss {
+            self.moved_in_vain += 1;
+            self.holders[index].left_slow = true;
+            cx.order(Output::CancelFetch { pull: self.id, attempt: id });
+            return self.leave(cx, None, "slow");
+        }
         if measured.peer_bound && worth && !self.holders[index].left_slow && self.has_faster(cx, index, rate)
         {
             self.holders[index].left_slow = true;
             // So that the next pull does not begin there.
             note_rate(cx, peer, measured);
             cx.order(Output::CancelFetch { pull: self.id, attempt: id });
-            self.leave(cx, Some(Failure::TooSlow), "slow");
+            return self.leave(cx, Some(Failure::TooSlow), "slow");
         }
+        let lasts = remaining > rate.saturating_mul(COMPARE_WORTH.as_secs());
+        self.compare_again(cx, rate, measured.peer_bound && lasts);
     }
 
     pub(super) fn on_completed(&mut self, cx: &mut Context<'_>, id: AttemptId, bytes: u64) {
@@ -425,12 +447,12 @@ impl Pull {
         // Even if it sent nothing: an empty body can be wrong, too.
         holder.delivered = true;
         let peer = holder.peer;
-        let sent = flow.rates.so_far();
-        if sent.bytes >= RATE_SAMPLE_MIN {
-            note_rate(cx, peer, sent);
-        }
+        flow.note_last_rate(cx, peer);
         cx.health.on_served(cx.now, peer);
         cx.health.on_released(cx.now, peer, flow.attempt.probe);
+        for attempt in self.attempts.take().values() {
+            cx.health.on_released(cx.now, self.holders[attempt.holder].peer, attempt.probe);
+        }
         // What was checked before it was forwarded needs no proof that containerd took it.
         let complete = self.given > CHECKED_BYTES_MAX && self.total == Some(self.given);
         if let Some(digest) = self.digest.filter(|_| self.verifiable && complete) {
@@ -446,10 +468,7 @@ impl Pull {
         if flow.id != id {
             return false;
         }
-        let elapsed = cx.now.saturating_duration_since(flow.reported_at);
-        flow.reported_at = cx.now.max(flow.reported_at);
-        flow.rates.push(elapsed, bytes, starved);
-        flow.starved = if bytes > 0 { Duration::ZERO } else { flow.starved.saturating_add(starved) };
+        flow.on_reported(cx.now, bytes, starved);
         self.given = self.given.saturating_add(bytes).min(self.total.unwrap_or(u64::MAX));
         self.holders[flow.attempt.holder].delivered |= bytes > 0;
         true
@@ -494,18 +513,17 @@ impl Pull {
     pub(super) fn on_peer_down(&mut self, cx: &mut Context<'_>, peer: &PeerId) {
         let Some(index) = self.holders.iter().position(|holder| holder.peer == *peer) else { return };
         self.holders[index].failed = true;
+        let gone = self.attempts.take_of(index);
+        for (id, attempt) in &gone {
+            self.release(cx, *id, *attempt);
+        }
         match &self.phase {
-            Phase::Searching(_) => {
-                let of_peer = |(id, attempt): (&AttemptId, &Attempt)| {
-                    (attempt.holder == index).then_some((*id, attempt.probe))
-                };
-                let gone: Vec<_> = self.attempts.iter().filter_map(of_peer).collect();
-                for (id, probe) in &gone {
-                    self.attempts.remove(id);
-                    cx.order(Output::CancelFetch { pull: self.id, attempt: *id });
-                    cx.health.on_released(cx.now, *peer, *probe);
+            Phase::Searching(search) => {
+                let is_offered = search.offer.is_some_and(|offer| offer.attempt.holder == index);
+                if is_offered {
+                    self.decline(cx);
                 }
-                self.pursue(cx, !gone.is_empty());
+                self.pursue(cx, is_offered || !gone.is_empty());
             }
             // Membership can be wrong, or the node may be leaving in good order: bytes that flow
             // are only left for a holder that can go on. If they stop, that shows soon enough.
@@ -521,25 +539,25 @@ impl Pull {
     }
 
     pub(super) fn on_abandoned(&mut self, cx: &mut Context<'_>) {
-        self.cancel_attempts(cx);
+        self.cancel_attempts(cx, |_| true);
+        self.decline(cx);
         match std::mem::replace(&mut self.phase, Phase::Over) {
             Phase::Searching(search) if search.looking_up => {
                 cx.events.push_back(Event::CancelLookup { pull: self.id });
             }
             Phase::Searching(_) | Phase::Over => {}
-            Phase::Flowing(flow) => {
-                cx.order(Output::CancelFetch { pull: self.id, attempt: flow.id });
-                let peer = self.holders[flow.attempt.holder].peer;
-                if self.given > flow.given_before {
-                    cx.health.on_served(cx.now, peer);
-                }
-                cx.health.on_released(cx.now, peer, flow.attempt.probe);
-            }
+            Phase::Flowing(flow) => self.dismiss(cx, flow.id, flow.attempt),
         }
     }
 
     pub(super) fn on_timeout(&mut self, cx: &mut Context<'_>) {
         match &self.phase {
+            Phase::Searching(Search { offer: Some(offer), deadline, hedge_at, .. })
+                if *deadline <= cx.now || hedge_at.is_some_and(|at| at <= cx.now) =>
+            {
+                let offer = *offer;
+                self.take(cx, offer);
+            }
             Phase::Searching(search) if search.deadline <= cx.now => {
                 let waiting = search.looking_up && self.total.is_none();
                 let reason =
@@ -550,7 +568,7 @@ impl Pull {
                 let hedge = search.hedge_at.is_some_and(|at| at <= cx.now);
                 self.pursue(cx, hedge);
             }
-            Phase::Flowing(flow) if flow.reported_at + SILENCE_MAX <= cx.now => {
+            Phase::Flowing(flow) if flow.silent_at() <= cx.now => {
                 // This node's own fault, not the peer's; but going on with it would be as silent.
                 let (id, index) = (flow.id, flow.attempt.holder);
                 self.holders[index].failed = true;
@@ -561,26 +579,27 @@ impl Pull {
         }
     }
 
-    /// Drops all attempts that have not answered.
-    fn cancel_attempts(&mut self, cx: &mut Context<'_>) {
-        for (id, attempt) in std::mem::take(&mut self.attempts) {
-            cx.order(Output::CancelFetch { pull: self.id, attempt: id });
-            let peer = self.holders[attempt.holder].peer;
-            let waited = cx.now.saturating_duration_since(attempt.launched_at);
-            cx.health.on_unanswered(cx.now, peer, waited);
-            cx.health.on_released(cx.now, peer, attempt.probe);
+    /// Drops all attempts that have not answered, which tells something of them if one was needed.
+    fn cancel_attempts(&mut self, cx: &mut Context<'_>, is_needed: impl Fn(&Attempt) -> bool) {
+        for (id, attempt) in self.attempts.take() {
+            if is_needed(&attempt) {
+                let waited = cx.now.saturating_duration_since(attempt.launched_at);
+                cx.health.on_unanswered(cx.now, self.holders[attempt.holder].peer, waited);
+            }
+            self.release(cx, id, attempt);
         }
     }
 
     /// The final answer, other than a complete body.
     fn end(&mut self, cx: &mut Context<'_>, reason: RefuseReason) {
-        self.cancel_attempts(cx);
+        self.cancel_attempts(cx, |_| true);
+        self.decline(cx);
         if let Phase::Searching(Search { looking_up: true, .. }) = self.phase {
             cx.events.push_back(Event::CancelLookup { pull: self.id });
         }
         self.phase = Phase::Over;
         cx.order(match self.total {
-            None => Output::Refuse { pull: self.id, reason, attempts: self.launched },
+            None => Output::Refuse { pull: self.id, reason, attempts: self.attempts.launched() },
             Some(_) => Output::Truncate { pull: self.id, reason },
         });
     }
@@ -589,14 +608,6 @@ impl Pull {
 impl Search {
     const fn new(deadline: Instant, left: Option<(PeerId, &'static str)>) -> Self {
         let (looking_up, looked_up_again, found_at, hedge_at) = (false, false, None, None);
-        Self { deadline, looking_up, looked_up_again, found_at, hedge_at, asked: 0, left }
-    }
-}
-
-/// Tells what a peer's speed was; if the client was the slower side, that is only a lower bound.
-fn note_rate(cx: &mut Context<'_>, peer: PeerId, measured: Measured) {
-    let known = cx.health.throughput(cx.now, &peer);
-    if measured.peer_bound || known.is_none_or(|known| measured.rate() > known) {
-        cx.health.on_throughput(cx.now, peer, measured.bytes, measured.elapsed);
+        Self { deadline, looking_up, looked_up_again, found_at, hedge_at, asked: 0, offer: None, left }
     }
 }

@@ -1,7 +1,10 @@
+mod busy;
+
 use super::{
+    attempts::LAUNCHES_MAX,
+    flow::{REPORT_INTERVAL, SILENCE_MAX, STALL_MAX},
     pull::{
-        ANSWER_DEADLINE, BLOB_ANSWER_DEADLINE, CHECKED_BYTES_MAX, FOUND_FRESH, LAUNCHES_MAX, REPORT_INTERVAL,
-        RESUME_LOOKUP_MAX, RESUME_MAX, SILENCE_MAX, STALL_MAX,
+        ANSWER_DEADLINE, BLOB_ANSWER_DEADLINE, CHECKED_BYTES_MAX, FOUND_FRESH, RESUME_LOOKUP_MAX, RESUME_MAX,
     },
     verify::APPEARS_WITHIN,
     *,
@@ -928,7 +931,12 @@ impl Node {
     }
 
     fn answer(&mut self, pull: u64, attempt: u32, bytes: u64) {
-        self.fetch.on_answered(self.now, PullId(pull), AttemptId(attempt), bytes, &mut self.health);
+        self.answer_with(pull, attempt, bytes, None);
+    }
+
+    fn answer_with(&mut self, pull: u64, attempt: u32, bytes: u64, backlog: Option<u64>) {
+        let attempt = AttemptId(attempt);
+        self.fetch.on_answered(self.now, PullId(pull), attempt, bytes, backlog, &mut self.health);
     }
 
     fn fail(&mut self, pull: u64, attempt: u32, cause: FetchError) {

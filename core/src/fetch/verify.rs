@@ -56,6 +56,8 @@ pub(super) struct Verify {
     pending: BTreeMap<Digest, Delivery>,
     /// Delivered, and asked for again while others were not proven right: until when.
     doubts: BTreeMap<(Digest, PeerId), Instant>,
+    /// The same of what several delivered together: until when each is doubted for it.
+    shared_doubts: BTreeMap<(Digest, PeerId), Instant>,
     /// Until when.
     excluded: BTreeMap<(Digest, PeerId), Instant>,
 }
@@ -101,6 +103,7 @@ impl Verify {
         // Who of several sent the wrong part is anyone's guess: they are kept from this digest,
         // but not judged.
         for peer in suspects {
+            insert_bounded(&mut self.shared_doubts, now, (*digest, peer), now + DOUBT_TTL, DOUBTS_MAX);
             self.exclude(now, *digest, peer);
         }
     }
@@ -121,14 +124,16 @@ impl Verify {
         Some((digest, peer))
     }
 
-    /// How many deliveries of `peer` should be local content and are not. They need not be wrong:
-    /// a client may have thrown them away.
+    /// How many deliveries of `peer` should be local content and are not, with those that it shared with
+    /// others. They need not be wrong: a client may have thrown them away. But who spoils what others begin
+    /// is in all of them.
     pub(super) fn doubts(&self, now: Instant, peer: &PeerId) -> usize {
         let late = self.pending.values().filter(|delivery| {
             let is_late = now.saturating_duration_since(delivery.at) >= APPEARS_WITHIN;
             is_late && is_recent(now, delivery) && delivery.from.contains(peer)
         });
-        let doubted = self.doubts.iter().filter(|((_, doubted), until)| doubted == peer && **until > now);
+        let doubts = self.doubts.iter().chain(&self.shared_doubts);
+        let doubted = doubts.filter(|((_, doubted), until)| doubted == peer && **until > now);
         late.count() + doubted.count()
     }
 
@@ -203,6 +208,18 @@ mod tests {
         assert!(verify.is_excluded(until - TICK, &digest(1), &peer(1)));
         assert!(!verify.is_excluded(until, &digest(1), &peer(1)));
         assert!(!verify.is_excluded(now, &digest(2), &peer(1)));
+    }
+
+    #[test]
+    fn who_is_among_those_of_every_failure_is_doubted_most() {
+        let now = test_time::start();
+        let mut verify = Verify::default();
+        for number in 1..=3 {
+            verify.on_delivered(now, digest(number), BTreeSet::from([peer(number as u8), peer(9)]));
+            verify.on_requested(now, &digest(number));
+        }
+        assert_eq!([1, 2, 3, 9].map(|number| verify.doubts(now, &peer(number))), [1, 1, 1, 3]);
+        assert_eq!(verify.doubts(now + DOUBT_TTL, &peer(9)), 0);
     }
 
     #[test]
@@ -349,6 +366,7 @@ mod tests {
             let mut open: Vec<(u32, Instant, BTreeSet<u8>)> = Vec::new();
             // Lone senders of what was asked for again, and neither proven right nor wrong.
             let mut doubted: Vec<(u32, u8, Instant)> = Vec::new();
+            let mut shared: Vec<(u32, u8, Instant)> = Vec::new();
             let mut suspicions: Vec<(u32, u8, Instant)> = Vec::new();
             for step in steps {
                 let settles = matches!(step, Step::Appear(_) | Step::Request(_));
@@ -372,6 +390,9 @@ mod tests {
                         let last = open.extract_if(.., |(digest, ..)| *digest == of).last();
                         let from = last.filter(|(_, at, _)| now - *at < PENDING_TTL).map(|(.., from)| from);
                         let from = from.unwrap_or_default();
+                        if from.len() > 1 {
+                            shared.extend(from.iter().map(|peer| (of, *peer, now)));
+                        }
                         let blamed = if from.len() == 1 { &mut doubted } else { &mut suspicions };
                         blamed.extend(from.iter().map(|peer| (of, *peer, now)));
                     }
@@ -382,6 +403,7 @@ mod tests {
                     Step::Wait(time) => now += time,
                 }
                 doubted.retain(|(.., at)| now - *at < DOUBT_TTL);
+                shared.retain(|(.., at)| now - *at < DOUBT_TTL);
                 let recent = open.iter().filter(|(_, at, _)| now - *at < PENDING_TTL);
                 let doubts: BTreeSet<_> = doubted.iter().map(|(of, who, _)| (*of, *who)).collect();
                 if settles {
@@ -399,7 +421,9 @@ mod tests {
                     let is_late = |at: Instant| (APPEARS_WITHIN..PENDING_TTL).contains(&(now - at));
                     let late = open.iter().filter(|(_, at, from)| is_late(*at) && from.contains(&who)).count();
                     let doubts: BTreeSet<_> = doubted.iter().filter(|it| it.1 == who).map(|it| it.0).collect();
-                    prop_assert_eq!(verify.doubts(now, &peer(who)), late + doubts.len(), "doubts of {}", who);
+                    let shared: BTreeSet<_> = shared.iter().filter(|it| it.1 == who).map(|it| it.0).collect();
+                    let expected = late + doubts.len() + shared.len();
+                    prop_assert_eq!(verify.doubts(now, &peer(who)), expected, "doubts of {}", who);
                 }
                 for (of, who) in (0..4).flat_map(|of| (0..4).map(move |who| (of, who))) {
                     let suspected = suspicions

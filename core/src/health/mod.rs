@@ -72,7 +72,8 @@ pub(crate) enum Failure {
 pub(crate) struct Rank {
     /// Whether this would be the one probe of a shunned peer.
     pub(crate) probe: bool,
-    slow: bool,
+    /// Whether it lately sent less than [`THROUGHPUT_FLOOR`].
+    pub(crate) slow: bool,
     other_zone: bool,
     in_flight: u32,
     latency_class: u32,
@@ -147,7 +148,7 @@ impl Health {
             probe,
             slow: self.throughput(now, peer).is_some_and(|rate| rate < THROUGHPUT_FLOOR),
             other_zone: !same_zone,
-            in_flight: known.map_or(0, |known| known.in_flight),
+            in_flight: self.in_flight(peer),
             latency_class: known.map_or(0, |known| known.latency_class(now)),
         })
     }
@@ -156,6 +157,11 @@ impl Health {
     pub(crate) fn throughput(&self, now: Instant, peer: &PeerId) -> Option<u64> {
         let (at, rate) = self.peers.get(peer)?.throughput?;
         (now.saturating_duration_since(at) < MEASURE_TTL).then_some(rate)
+    }
+
+    /// How many transfers from a peer are under way.
+    pub(crate) fn in_flight(&self, peer: &PeerId) -> u32 {
+        self.peers.get(peer).map_or(0, |known| known.in_flight)
     }
 
     /// The address at which a peer answered last.

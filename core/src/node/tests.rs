@@ -385,7 +385,7 @@ fn answers_to_what_was_never_asked_change_nothing() {
     for input in [
         Input::ReplyReceived { exchange, message: Reply::Ack.encode() },
         Input::SendFailed { exchange, cause: String::new() },
-        Input::FetchAnswered { pull, attempt, body_bytes: 1 },
+        Input::FetchAnswered { pull, attempt, body_bytes: 1, backlog_bytes: None },
         Input::FetchFailed { pull, attempt, cause: FetchError::Connect },
         Input::FetchProgressed { pull, attempt, bytes: 1, starved: secs(9) },
         Input::FetchCompleted { pull, attempt, bytes: 1 },

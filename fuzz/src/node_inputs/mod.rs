@@ -235,7 +235,8 @@ impl World {
                 if has_answered.is_some_and(|has_answered| std::mem::replace(has_answered, true)) {
                     return;
                 }
-                Input::FetchAnswered { pull: id, attempt, body_bytes }
+                let backlog_bytes = (what & 0x40 != 0).then(|| bytes.number());
+                Input::FetchAnswered { pull: id, attempt, body_bytes, backlog_bytes }
             }
             2 => {
                 if let Some(pull) = pull {

@@ -15,3 +15,6 @@ pub(crate) use self::{
 
 /// Names the content of a response (OCI distribution-spec, "Pulling manifests").
 pub(crate) const DIGEST_HEADER: &str = "docker-content-digest";
+
+/// Says how many bytes a node still has to send to other nodes. Not every release says so.
+pub(crate) const BACKLOG_HEADER: &str = "x-spegel-backlog";

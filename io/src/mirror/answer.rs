@@ -7,7 +7,7 @@ use spegel_core::{
     oci::{Digest, MANIFEST_SIZE_MAX},
 };
 
-use crate::distribution::{ContentRequest, DIGEST_HEADER};
+use crate::distribution::{BACKLOG_HEADER, ContentRequest, DIGEST_HEADER};
 
 /// Part of some content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub(super) struct Answer {
     pub(super) promise: Promise,
     /// Offset within what the client asked for at which this answer's body begins.
     pub(super) begin: u64,
+    /// What the peer had to send to other nodes; `None` if it does not say.
+    pub(super) backlog_bytes: Option<u64>,
     content_type: HeaderValue,
 }
 
@@ -83,12 +85,13 @@ pub(super) fn read(
     };
     let resumed = skip > 0 && !manifest;
     let begin = if resumed { skip } else { 0 };
+    let backlog_bytes = only(&head.headers, BACKLOG_HEADER).and_then(|bytes| bytes.parse().ok());
     let carried = Promise { digest, span };
     let Some(promise) = promise else {
         return if resumed {
             Err(FetchError::Malformed)
         } else {
-            Ok(Answer { promise: carried, begin, content_type })
+            Ok(Answer { promise: carried, begin, backlog_bytes, content_type })
         };
     };
     let expected = Span {
@@ -99,7 +102,7 @@ pub(super) fn read(
     if carried != (Promise { digest: promise.digest, span: expected }) {
         return Err(FetchError::Malformed);
     }
-    Ok(Answer { promise: *promise, begin, content_type })
+    Ok(Answer { promise: *promise, begin, backlog_bytes, content_type })
 }
 
 fn span(asked: Option<ByteRange>, head: &response::Parts) -> Option<Span> {
@@ -180,9 +183,19 @@ mod tests {
     #[test]
     fn whole_blob_needs_only_its_length() {
         let answer = read(&blob(None), None, 0, None, &head(200, &[("content-length", "9")])).unwrap();
-        assert_eq!((answer.promise, answer.begin), (promise(0, 9, 9), 0));
+        assert_eq!((answer.promise, answer.begin, answer.backlog_bytes), (promise(0, 9, 9), 0, None));
         let (status, headers) = answer.client_head(&blob(None));
         assert_eq!((status, &headers[header::CONTENT_LENGTH]), (StatusCode::OK, &"9".parse().unwrap()));
+    }
+
+    #[test]
+    fn backlog_that_makes_no_sense_counts_as_none() {
+        for (text, backlog_bytes) in
+            [("0", Some(0)), ("16777216", Some(1 << 24)), ("-1", None), ("99999999999999999999", None)]
+        {
+            let head = head(200, &[("content-length", "9"), ("x-spegel-backlog", text)]);
+            assert_eq!(read(&blob(None), None, 0, None, &head).unwrap().backlog_bytes, backlog_bytes);
+        }
     }
 
     #[test]

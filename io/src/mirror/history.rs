@@ -89,9 +89,13 @@ impl PullRecord {
     /// A peer was asked.
     pub(crate) fn asked(&mut self, attempt: AttemptId, peer: PeerId, addr: SocketAddr) {
         self.attempts_made += 1;
-        if self.attempts.len() < ATTEMPTS_TOLD_MAX {
-            self.attempts.push(AttemptRecord { attempt, peer, addr, bytes: 0, failure: None });
+        if self.attempts.len() >= ATTEMPTS_TOLD_MAX {
+            // One that was asked in vain, and did nothing wrong, tells least.
+            let is_idle = |record: &AttemptRecord| record.bytes == 0 && record.failure.is_none();
+            let Some(idle) = self.attempts.iter().position(is_idle) else { return };
+            self.attempts.remove(idle);
         }
+        self.attempts.push(AttemptRecord { attempt, peer, addr, bytes: 0, failure: None });
     }
 
     /// Bytes of an attempt went to the client.
@@ -111,8 +115,9 @@ impl PullRecord {
 
     /// The pull went on with another peer than the one that gave something of it last.
     pub(crate) fn left(&mut self, peer: PeerId, reason: &'static str) {
-        let gave = |record: &&mut AttemptRecord| record.peer == peer && record.failure.is_none();
-        if let Some(record) = self.attempts.iter_mut().rev().find(gave) {
+        let is_it = |record: &&mut AttemptRecord| record.peer == peer && record.failure.is_none();
+        let mut its = self.attempts.iter_mut().rev().filter(is_it);
+        if let Some(record) = its.find(|record| record.bytes > 0) {
             record.failure = Some(Failure::Left(reason));
         }
     }
@@ -177,6 +182,24 @@ mod tests {
         );
         let expected = |record: &AttemptRecord| record.bytes == 10 && record.failure.is_some();
         assert!(record.attempts.iter().all(expected), "{record:?}");
+    }
+
+    #[test]
+    fn attempt_that_was_asked_in_vain_makes_room_and_is_not_what_was_left() {
+        let (mut record, addr) = (record("x"), "10.0.0.1:5000".parse().unwrap());
+        let [first, second] = [1, 2].map(|number| PeerId::from_public_key([number; 32]));
+        record.asked(AttemptId(0), first, addr);
+        record.gave(AttemptId(0), 10);
+        for number in 1..20 {
+            record.asked(AttemptId(number), second, addr);
+        }
+        record.asked(AttemptId(20), first, addr);
+        record.left(first, "busy");
+        record.gave(AttemptId(20), 30);
+        let told: Vec<_> = record.attempts.iter().map(|it| (it.attempt.0, it.bytes, it.failure)).collect();
+        assert_eq!(told[0], (0, 10, Some(Failure::Left("busy"))));
+        assert_eq!(told.last(), Some(&(20, 30, None)));
+        assert_eq!((told.len(), record.attempts_made), (ATTEMPTS_TOLD_MAX, 21));
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub(crate) use relay::RelayBody;
 /// no reason; each holds two connections, and a pipe or some buffers.
 const PULLS_MAX: usize = 1024;
 
-/// Most orders that wait for one pull. It gets a few in its whole life, so more means that it
+/// Most orders that wait for one pull. It gets a few at a time, so more means that it
 /// no longer listens.
 const ORDERS_MAX: usize = 64;
 

@@ -23,7 +23,7 @@ use crate::{
     metrics::{Metrics, Source},
     net::Stream,
     peer::PeerBody,
-    zero_copy::{Lane, Pipe, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN},
+    zero_copy::{Call, Lane, Pipe, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN},
 };
 
 /// What is moved at once makes the next move wait for [`GATHER`] if it is as large as this, so that
@@ -32,7 +32,7 @@ use crate::{
 const GATHER_BYTES_MIN: usize = 32 * 1024;
 
 /// See [`GATHER_BYTES_MIN`]. Larger and a transfer for which the process is awake anyway is delayed.
-const GATHER_BYTES_MAX: usize = 512 * 1024;
+const GATHER_BYTES_MAX: usize = 128 * 1024;
 
 /// Shorter and less gathers; longer and the peer's window, which holds what comes meanwhile, limits
 /// how fast it sends. The timers of the runtime know nothing shorter.
@@ -196,6 +196,12 @@ impl<S: Stream> State<S> {
         self.news.take_if(|news| *news == News::Interrupted);
     }
 
+    fn starve(&mut self) {
+        if self.source.is_some() && self.starving_since.is_none() {
+            self.starving_since = Some(Instant::now());
+        }
+    }
+
     fn count_starving(&mut self, now: Instant) {
         if let Some(since) = self.starving_since.take() {
             self.starved += now.saturating_duration_since(since);
@@ -215,11 +221,13 @@ impl<S: Stream> State<S> {
 }
 
 impl Way {
+    /// Waits until the client has taken what it was given.
+    fn poll_emptied(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.pipe.as_ref().map_or(Poll::Ready(()), |pipe| pipe.poll_emptied(cx))
+    }
+
     /// Waits until it makes sense to look for more.
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(pipe) = &self.pipe {
-            ready!(pipe.poll_emptied(cx));
-        }
+    fn poll_gathered(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(gathering) = &mut self.gathering {
             ready!(gathering.as_mut().poll(cx));
             self.gathering = None;
@@ -235,7 +243,7 @@ impl Way {
         left: usize,
     ) -> Poll<Result<Bytes, News>> {
         if let (Some(socket), Some(lane), Some(pipe)) = (source.socket(), &self.lane, &self.pipe)
-            && lane.is_open()
+            && lane.is_open(Call::Splice)
         {
             match ready!(pipe.poll_fill(cx, socket, left.min(SEGMENT_BYTES_MAX))) {
                 Ok(0) => return Poll::Ready(Err(News::Interrupted)),
@@ -246,7 +254,7 @@ impl Way {
                     // Nobody knows what the client would get.
                     return Poll::Ready(lane.pipe(pipe, filled).map_err(|_| News::ClientGone));
                 }
-                Err(error) if lane.refused(&error) => {}
+                Err(error) if lane.refused(Call::Splice, &error) => {}
                 Err(_) => return Poll::Ready(Err(News::Interrupted)),
             }
         }
@@ -274,18 +282,22 @@ impl<S: Stream> Chunks for RelayBody<S> {
     /// Ends early where the task has ended or the client is not to be trusted with more.
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let Self { shared, metrics, way } = &mut *self;
-        ready!(way.poll_ready(cx));
+        ready!(way.poll_emptied(cx));
+        let gathered = way.poll_gathered(cx);
         let mut state = shared.state();
         if state.is_over {
             return Poll::Ready(None);
+        }
+        if gathered.is_pending() {
+            // The client has taken all that there was: it waits for the source.
+            state.starve();
+            return Poll::Pending;
         }
         let chunk = match state.poll_chunk(cx, way) {
             Poll::Ready(chunk) => chunk,
             Poll::Pending => {
                 state.body = Some(cx.waker().clone());
-                if state.source.is_some() && state.starving_since.is_none() {
-                    state.starving_since = Some(Instant::now());
-                }
+                state.starve();
                 return Poll::Pending;
             }
         };

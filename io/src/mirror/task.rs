@@ -95,6 +95,8 @@ pub(super) struct Task<D: Dialer> {
     forwarding: Option<Forwarding>,
     requested_at: Instant,
     resolved: bool,
+    /// Bytes given to the client, as far as the record has them.
+    recorded: u64,
 }
 
 impl<D: Dialer> Task<D> {
@@ -124,6 +126,7 @@ impl<D: Dialer> Task<D> {
             forwarding: None,
             requested_at: Instant::now(),
             resolved: false,
+            recorded: 0,
         }
     }
 
@@ -181,6 +184,8 @@ impl<D: Dialer> Task<D> {
                 self.asking.remove(&attempt);
                 self.answered.remove(&attempt);
                 if self.forwarding.as_ref().is_some_and(|it| it.attempt == attempt) {
+                    // For the record: the core wants no more of it.
+                    let _told = self.take_report();
                     self.forwarding = None;
                     self.relay.iter().for_each(Relay::stop);
                 }
@@ -271,8 +276,10 @@ impl<D: Dialer> Task<D> {
             Ok(answered) => {
                 let length = answered.answer.promise.span.length.saturating_sub(answered.skip);
                 let body_bytes = if self.request.head { 0 } else { length };
+                let backlog_bytes = answered.answer.backlog_bytes;
                 self.answered.insert(attempt, answered);
-                self.report(Input::FetchAnswered { pull: self.pull, attempt, body_bytes }).await
+                let pull = self.pull;
+                self.report(Input::FetchAnswered { pull, attempt, body_bytes, backlog_bytes }).await
             }
             Err(cause) => self.report_failure(attempt, cause).await,
         }
@@ -359,7 +366,10 @@ impl<D: Dialer> Task<D> {
         let (position, starved) = self.relay.as_ref()?.progress(now);
         let bytes = position.saturating_sub(forwarding.reported);
         forwarding.reported += bytes;
-        self.record.gave(forwarding.attempt, bytes);
+        // Where holders overlap, the later one repeats what the client has.
+        let sent = self.relay.as_ref().map_or(0, Relay::sent);
+        self.record.gave(forwarding.attempt, sent.saturating_sub(self.recorded));
+        self.recorded = sent;
         forwarding.report_at = now + forwarding.interval;
         Some((forwarding.attempt, bytes, starved))
     }

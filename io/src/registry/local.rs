@@ -13,12 +13,15 @@ use spegel_core::{
 use tokio::sync::mpsc;
 use tracing::debug;
 
-use super::body::Exact;
+use super::{
+    backlog::{Backlog, Owed},
+    body::Exact,
+};
 use crate::{
     content::Blob,
-    distribution::{ContentRequest, DIGEST_HEADER, OciError},
+    distribution::{BACKLOG_HEADER, ContentRequest, DIGEST_HEADER, OciError},
     metrics::{Metrics, Source},
-    zero_copy::{self, Lane, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN},
+    zero_copy::{self, Call, Lane, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN},
 };
 
 /// How much of a blob is read at once where the kernel cannot send it. Smaller costs system calls;
@@ -53,12 +56,14 @@ pub(super) async fn manifest<B: Blob>(
     Ok(Ok(response(StatusCode::OK, headers, body)))
 }
 
-/// The whole or a part of a blob. A manifest that is asked for as a blob is served as one.
+/// The whole or a part of a blob. A manifest that is asked for as a blob is served as one. Another node
+/// is told of the backlog.
 pub(super) fn blob<B: Blob>(
     request: &ContentRequest,
     digest: Digest,
     blob: B,
     lane: Option<&Lane>,
+    backlog: Option<&Backlog>,
     metrics: &Metrics,
     inputs: &mpsc::Sender<Input>,
 ) -> Result<Response, OciError> {
@@ -78,6 +83,11 @@ pub(super) fn blob<B: Blob>(
         let range = HeaderValue::try_from(range.to_string()).expect("digits are visible ASCII");
         headers.insert(header::CONTENT_RANGE, range);
     }
+    let owed = backlog.map(|backlog| {
+        let (owed, before) = backlog.owe(if request.head { 0 } else { length });
+        headers.insert(BACKLOG_HEADER, HeaderValue::from(before));
+        owed
+    });
     let body = if request.head {
         Body::empty()
     } else {
@@ -87,6 +97,7 @@ pub(super) fn blob<B: Blob>(
             offset: first,
             end: first + length,
             lane: lane.filter(|_| length >= SEGMENT_BYTES_MIN).cloned(),
+            owed,
             metrics: metrics.clone(),
             inputs: inputs.clone(),
         };
@@ -134,6 +145,8 @@ struct Reading<B> {
     end: u64,
     /// Of the client's connection.
     lane: Option<Lane>,
+    /// To another node.
+    owed: Option<Owed>,
     metrics: Metrics,
     inputs: mpsc::Sender<Input>,
 }
@@ -148,6 +161,7 @@ impl<B: Blob> Reading<B> {
             match reading.next().await {
                 Ok(chunk) => {
                     reading.offset += chunk.len() as u64;
+                    reading.owed.iter_mut().for_each(|owed| owed.sent(chunk.len() as u64));
                     reading.metrics.bytes_served(Source::Local, chunk.len() as u64);
                     Some((chunk, reading))
                 }
@@ -163,7 +177,7 @@ impl<B: Blob> Reading<B> {
     /// The next bytes, or a frame that stands for them; never more than remain, and not none.
     async fn next(&self) -> io::Result<Bytes> {
         let up_to = |most| usize::try_from(self.end - self.offset).map_or(most, |rest| rest.min(most));
-        if let Some(lane) = self.lane.as_ref().filter(|lane| lane.is_open())
+        if let Some(lane) = self.lane.as_ref().filter(|lane| lane.is_open(Call::Sendfile))
             && let Some(file) = self.blob.file()
         {
             let length = up_to(SEGMENT_BYTES_MAX);

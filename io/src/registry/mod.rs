@@ -3,6 +3,7 @@
 //! is served, whom to ask, or when to give up: the core does, by [`Serving`] and
 //! [`crate::mirror::Pulls`].
 
+mod backlog;
 mod body;
 mod local;
 mod patience;
@@ -102,10 +103,11 @@ impl<C: ContentStore, D: Dialer> Registry<C, D> {
             return Err(OciError::Filtered { registry: content.registry, repository });
         }
         let lane = request.extensions.get();
-        if let Some(response) = self.local(&content, lane).await {
+        let is_mirrored = distribution::is_mirrored(headers);
+        if let Some(response) = self.local(&content, is_mirrored, lane).await {
             return response;
         }
-        if distribution::is_mirrored(headers) {
+        if is_mirrored {
             let (identifier, manifest) = (content.identifier(), content.wanted.is_manifest());
             return Err(OciError::NotLocal { identifier, manifest });
         }
@@ -116,6 +118,7 @@ impl<C: ContentStore, D: Dialer> Registry<C, D> {
     async fn local(
         &self,
         request: &ContentRequest,
+        is_mirrored: bool,
         lane: Option<&Lane>,
     ) -> Option<Result<Response, OciError>> {
         let digest = match &request.wanted {
@@ -127,7 +130,10 @@ impl<C: ContentStore, D: Dialer> Registry<C, D> {
             Ok(blob) if request.wanted.is_manifest() => {
                 local::manifest(request, digest, &blob, &self.metrics).await
             }
-            Ok(blob) => Ok(local::blob(request, digest, blob, lane, &self.metrics, &self.inputs)),
+            Ok(blob) => {
+                let backlog = is_mirrored.then(|| self.serving.backlog());
+                Ok(local::blob(request, digest, blob, lane, backlog, &self.metrics, &self.inputs))
+            }
             Err(error) => Err(error),
         };
         match response {

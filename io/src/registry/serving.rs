@@ -8,10 +8,15 @@ use std::{
 
 use spegel_core::{Output, oci::Digest};
 
+use super::backlog::Backlog;
+
 /// The content and tags that this node serves; clones share them. Bounded by what the core
 /// keeps, which orders every entry.
 #[derive(Clone, Debug, Default)]
-pub struct Serving(Arc<RwLock<Table>>);
+pub struct Serving {
+    table: Arc<RwLock<Table>>,
+    backlog: Backlog,
+}
 
 #[derive(Debug, Default)]
 struct Table {
@@ -45,12 +50,17 @@ impl Serving {
         self.read().tags.get(name).copied()
     }
 
+    /// What of it is under way to other nodes.
+    pub(super) const fn backlog(&self) -> &Backlog {
+        &self.backlog
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, Table> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Table> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

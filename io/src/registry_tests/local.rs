@@ -188,3 +188,30 @@ async fn running_responses_end_before_the_server_does() {
     timeout(PATIENCE, node.server).await.expect("the server ends").unwrap();
     assert!(TcpStream::connect(node.addr).await.is_err());
 }
+
+#[tokio::test]
+async fn other_nodes_are_told_how_much_there_is_to_send_to_them() {
+    const AS_NODE: &str = "X-Spegel-Mirrored: true\r\n";
+    let node = Node::start().await;
+    let bytes = content(32 << 20);
+    let uri = blob_uri(&node.add(&bytes));
+    let told = async |headers: &str| {
+        let answer = ask(node.addr, "HEAD", &uri, headers).await;
+        answer.header("x-spegel-backlog").map(|bytes| bytes.parse::<usize>().unwrap())
+    };
+    assert_eq!((told(AS_NODE).await, told("").await), (Some(0), None));
+    let client = connect(node.addr, &request("GET", &uri, "")).await;
+    client.peek(&mut [0]).await.unwrap();
+    assert_eq!(told(AS_NODE).await, Some(0), "what goes to containerd takes nothing from other nodes");
+    let other = connect(node.addr, &request("GET", &uri, AS_NODE)).await;
+    other.peek(&mut [0]).await.unwrap();
+    let backlog = told(AS_NODE).await.unwrap();
+    assert!((1..bytes.len()).contains(&backlog), "{backlog} of {}", bytes.len());
+    drop(other);
+    let given_up = async {
+        while told(AS_NODE).await != Some(0) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, given_up).await.expect("what was given up is sent to nobody");
+}

@@ -40,6 +40,7 @@ use crate::{
 /// The peer that fetches go to.
 const PEER: [u8; 32] = [1; 32];
 
+const REPORT_INTERVAL: Duration = Duration::from_millis(50);
 /// No step of a test takes longer, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -147,7 +148,7 @@ impl<C: ContentStore> Node<C> {
     }
 
     fn forward(&self, pull: PullId, attempt: u32) {
-        let (attempt, report_interval) = (AttemptId(attempt), Duration::from_millis(50));
+        let (attempt, report_interval) = (AttemptId(attempt), REPORT_INTERVAL);
         assert!(self.pulls.perform(&Output::Forward { pull, attempt, report_interval }));
     }
 }

@@ -24,7 +24,10 @@ async fn blob_of_another_node_is_forwarded() {
     };
     assert_eq!(node.input().await, requested);
     node.fetch(pull, 1, peer.addr, 0);
-    assert_eq!(node.input().await, Input::FetchAnswered { pull, attempt: ATTEMPT, body_bytes: 3_000_000 });
+    assert_eq!(
+        node.input().await,
+        Input::FetchAnswered { pull, attempt: ATTEMPT, body_bytes: 3_000_000, backlog_bytes: Some(0) }
+    );
     node.forward(pull, 1);
     let (end, reported) = node.input_after_progress().await;
     assert_eq!(end, Input::FetchCompleted { pull, attempt: ATTEMPT, bytes: 3_000_000 - reported });
@@ -49,7 +52,10 @@ async fn part_of_a_blob_is_forwarded_as_the_client_asked_for_it() {
     let client = asking(node.addr, "GET", &blob_uri(&digest), "Range: bytes=-10\r\n");
     let pull = node.pull_requested().await;
     node.fetch(pull, 1, peer.addr, 0);
-    assert_eq!(node.input().await, Input::FetchAnswered { pull, attempt: ATTEMPT, body_bytes: 10 });
+    assert_eq!(
+        node.input().await,
+        Input::FetchAnswered { pull, attempt: ATTEMPT, body_bytes: 10, backlog_bytes: Some(0) }
+    );
     node.forward(pull, 1);
     let answer = seen(client).await;
     assert_eq!((answer.status, answer.body.as_slice()), (206, &bytes[990..]));
@@ -68,7 +74,10 @@ async fn tag_is_resolved_by_another_node_from_its_head_alone() {
     let requested = Input::PullRequested { pull, key: Key::of(name), digest: None, kind, whole: false };
     assert_eq!(node.input().await, requested);
     node.fetch(pull, 1, peer.addr, 0);
-    assert_eq!(node.input().await, Input::FetchAnswered { pull, attempt: ATTEMPT, body_bytes: 0 });
+    assert_eq!(
+        node.input().await,
+        Input::FetchAnswered { pull, attempt: ATTEMPT, body_bytes: 0, backlog_bytes: None }
+    );
     node.forward(pull, 1);
     assert_eq!(node.input().await, Input::FetchCompleted { pull, attempt: ATTEMPT, bytes: 0 });
     let answer = seen(client).await;
@@ -136,7 +145,10 @@ async fn transfer_that_breaks_goes_on_at_another_node_without_losing_a_byte() {
         assert_eq!(skip, 700_001);
         node.fetch(pull, 2, peer.addr, skip);
         let (attempt, body_bytes) = (AttemptId(2), wanted.len() as u64 - skip);
-        assert_eq!(node.input().await, Input::FetchAnswered { pull, attempt, body_bytes });
+        assert_eq!(
+            node.input().await,
+            Input::FetchAnswered { pull, attempt, body_bytes, backlog_bytes: Some(0) }
+        );
         node.forward(pull, 2);
         let (end, reported) = node.input_after_progress().await;
         assert_eq!(end, Input::FetchCompleted { pull, attempt, bytes: body_bytes - reported });
@@ -164,12 +176,61 @@ async fn stalled_transfer_is_moved_and_bytes_not_yet_reported_are_not_repeated()
     node.pulls.perform(&Output::CancelFetch { pull, attempt });
     node.fetch(pull, 2, peer.addr, 0);
     let attempt = AttemptId(2);
-    assert_eq!(node.input().await, Input::FetchAnswered { pull, attempt, body_bytes: 100_000 });
+    assert_eq!(
+        node.input().await,
+        Input::FetchAnswered { pull, attempt, body_bytes: 100_000, backlog_bytes: Some(0) }
+    );
     node.forward(pull, 2);
     let (end, reported) = node.input_after_progress().await;
     assert_eq!(end, Input::FetchCompleted { pull, attempt, bytes: 100_000 - reported });
     stream.read_to_end(&mut part).await.unwrap();
     assert!(part.ends_with(&bytes), "{} bytes", part.len());
+}
+
+#[tokio::test]
+async fn body_goes_on_at_a_holder_that_was_asked_while_another_sent() {
+    let (mut node, peer) = (Node::start().await, Node::start().await);
+    let bytes = content(500_000);
+    let digest = peer.add(&bytes);
+    let (busy, _) =
+        scripted_peer([&blob_head(bytes.len(), ""), &bytes[..300_000]].concat(), Then::Stall).await;
+    let mut stream = connect(node.addr, &request("GET", &blob_uri(&digest), "")).await;
+    let pull = node.pull_requested().await;
+    node.fetch(pull, 1, busy, 0);
+    node.input().await;
+    node.forward(pull, 1);
+    // Asked early: the client gets more of the first one until its answer is taken.
+    let skip = 100_000;
+    node.fetch(pull, 2, peer.addr, skip);
+    let (mut answered, mut total) = (false, 0);
+    while !answered || total < 300_000 {
+        let input = node.input().await;
+        if let Input::FetchProgressed { bytes, .. } = input {
+            total += bytes;
+            continue;
+        }
+        let (attempt, body_bytes) = (AttemptId(2), 500_000 - skip);
+        assert_eq!(input, Input::FetchAnswered { pull, attempt, body_bytes, backlog_bytes: Some(0) });
+        answered = true;
+    }
+    node.pulls.perform(&Output::CancelFetch { pull, attempt: ATTEMPT });
+    node.forward(pull, 2);
+    let (end, reported) = node.input_after_progress().await;
+    let bytes_left = 500_000 - skip - reported;
+    assert_eq!(
+        end,
+        Input::FetchCompleted { pull, attempt: AttemptId(2), bytes: bytes_left },
+        "from the skip on"
+    );
+    let answer = read_to_end(&mut stream).await;
+    assert!(answer.body == bytes && answer.clean, "{} bytes", answer.body.len());
+    let history = node.pulls.history();
+    while history.latest().is_empty() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let told = history.latest();
+    let given: Vec<u64> = told[0].attempts.iter().map(|attempt| attempt.bytes).collect();
+    assert_eq!((told[0].bytes(), given), (500_000, vec![300_000, 200_000]), "no byte is counted twice");
 }
 
 #[tokio::test]
@@ -386,7 +447,10 @@ async fn small_body_is_checked_before_any_of_it_is_forwarded() {
     }
     node.fetch_checked(pull, 3, honest.addr, 0, 5000);
     let attempt = AttemptId(3);
-    assert_eq!(node.input().await, Input::FetchAnswered { pull, attempt, body_bytes: 5000 });
+    assert_eq!(
+        node.input().await,
+        Input::FetchAnswered { pull, attempt, body_bytes: 5000, backlog_bytes: Some(0) }
+    );
     node.forward(pull, 3);
     let (end, reported) = node.input_after_progress().await;
     assert_eq!(end, Input::FetchCompleted { pull, attempt, bytes: 5000 - reported });
@@ -402,7 +466,10 @@ async fn body_longer_than_is_to_be_checked_is_forwarded_unread() {
     let client = asking(node.addr, "GET", &blob_uri(&digest), "");
     let pull = node.pull_requested().await;
     node.fetch_checked(pull, 1, peer, 0, 1);
-    assert_eq!(node.input().await, Input::FetchAnswered { pull, attempt: ATTEMPT, body_bytes: 2 });
+    assert_eq!(
+        node.input().await,
+        Input::FetchAnswered { pull, attempt: ATTEMPT, body_bytes: 2, backlog_bytes: None }
+    );
     node.forward(pull, 1);
     assert_eq!(seen(client).await.body, b"xy", "containerd checks it");
 }
@@ -416,7 +483,10 @@ async fn hedged_attempt_that_loses_is_dropped() {
     let pull = node.pull_requested().await;
     node.fetch(pull, 1, stalled, 0);
     node.fetch(pull, 2, peer.addr, 0);
-    assert_eq!(node.input().await, Input::FetchAnswered { pull, attempt: AttemptId(2), body_bytes: 7 });
+    assert_eq!(
+        node.input().await,
+        Input::FetchAnswered { pull, attempt: AttemptId(2), body_bytes: 7, backlog_bytes: Some(0) }
+    );
     node.forward(pull, 2);
     node.pulls.perform(&Output::CancelFetch { pull, attempt: ATTEMPT });
     assert_eq!(
@@ -434,7 +504,10 @@ async fn empty_blob_is_forwarded() {
     let client = asking(node.addr, "GET", &blob_uri(&digest), "");
     let pull = node.pull_requested().await;
     node.fetch(pull, 1, peer.addr, 0);
-    assert_eq!(node.input().await, Input::FetchAnswered { pull, attempt: ATTEMPT, body_bytes: 0 });
+    assert_eq!(
+        node.input().await,
+        Input::FetchAnswered { pull, attempt: ATTEMPT, body_bytes: 0, backlog_bytes: Some(0) }
+    );
     node.forward(pull, 1);
     assert_eq!(node.input().await, Input::FetchCompleted { pull, attempt: ATTEMPT, bytes: 0 });
     let answer = seen(client).await;
@@ -459,7 +532,7 @@ async fn manifest_that_breaks_is_asked_for_again_as_a_whole() {
     assert_eq!(skip, 40);
     node.fetch(pull, 2, peer.addr, skip);
     let (attempt, body_bytes) = (AttemptId(2), manifest.len() as u64 - skip);
-    assert_eq!(node.input().await, Input::FetchAnswered { pull, attempt, body_bytes });
+    assert_eq!(node.input().await, Input::FetchAnswered { pull, attempt, body_bytes, backlog_bytes: None });
     node.forward(pull, 2);
     assert_eq!(node.input().await, Input::FetchCompleted { pull, attempt, bytes: body_bytes });
     assert_eq!(seen(client).await.body, manifest);

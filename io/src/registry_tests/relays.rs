@@ -100,6 +100,32 @@ async fn kernel_that_stops_moving_bytes_in_mid_body_costs_none() {
     inputs.abort();
 }
 
+/// Bytes that come so fast that they gather, from a link that could bring no more.
+#[tokio::test]
+async fn waiting_for_bytes_to_gather_is_waiting_for_the_peer() {
+    let mut node = node_with(&Kernel::new()).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let peer = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(&blob_head(LONG, "")).await.unwrap();
+        for sent in content(LONG).chunks(64 * 1024) {
+            stream.write_all(sent).await.unwrap();
+            sleep(Duration::from_millis(2)).await;
+        }
+    });
+    let uri = blob_uri(&Digest::sha256_of(b"x"));
+    let (mut stream, _) = forwarded(&mut node, &request("GET", &uri, ""), addr).await;
+    let client = tokio::spawn(async move { read_to_end(&mut stream).await.body.len() });
+    let (mut reports, mut hungry) = (0, Duration::ZERO);
+    while let Input::FetchProgressed { starved, .. } = node.input().await {
+        (reports, hungry) = (reports + 1, hungry + starved);
+    }
+    assert_eq!(client.await.unwrap(), LONG);
+    peer.await.unwrap();
+    assert!(hungry > REPORT_INTERVAL * reports / 2, "{hungry:?} of {reports} reports");
+}
+
 /// Wherever a peer breaks off, and whether its first bytes came with the head or after it.
 #[tokio::test]
 async fn body_is_resumed_to_the_byte_wherever_it_broke() {

@@ -11,7 +11,7 @@ use bytes::{Buf, Bytes};
 use rustix::{fs::sendfile, io::write};
 use tokio::net::TcpStream;
 
-use super::{Kernel, SEGMENT_BYTES_MAX, copy, pipe::Pipe, placeholder};
+use super::{Call, Kernel, SEGMENT_BYTES_MAX, copy, pipe::Pipe, placeholder};
 
 /// Most segments that wait on one connection. The HTTP library holds no more than 16 frames, so
 /// more means that frames get lost on the way.
@@ -45,9 +45,9 @@ impl Lane {
         Self { kernel, segments: Arc::default() }
     }
 
-    /// Whether it makes sense to add anything.
-    pub(crate) fn is_open(&self) -> bool {
-        self.kernel.moves_bytes()
+    /// Whether it makes sense to add anything that is moved like this.
+    pub(crate) fn is_open(&self, by: Call) -> bool {
+        self.kernel.moves_bytes(by)
     }
 
     /// Adds a part of a file, no longer than [`SEGMENT_BYTES_MAX`], and gives the frame that stands
@@ -67,12 +67,12 @@ impl Lane {
 
     /// A pipe for such bytes; `None` if they have to be copied.
     pub(crate) fn open_pipe(&self) -> Option<Arc<Pipe>> {
-        if self.is_open() { Pipe::open(&self.kernel) } else { None }
+        if self.is_open(Call::Splice) { Pipe::open(&self.kernel) } else { None }
     }
 
     /// Whether an error of the kernel means that bytes have to be copied from here on.
-    pub(crate) fn refused(&self, error: &io::Error) -> bool {
-        self.kernel.refused(error)
+    pub(crate) fn refused(&self, by: Call, error: &io::Error) -> bool {
+        self.kernel.refused(by, error)
     }
 
     fn add(&self, source: Source, length: usize) -> io::Result<Bytes> {
@@ -118,9 +118,10 @@ impl Segment {
     fn send(&mut self, socket: &TcpStream, most: usize, kernel: &Kernel) -> io::Result<usize> {
         let most = self.remaining.min(most);
         if self.copied.is_empty() {
-            let moved = if kernel.moves_bytes() { Some(self.source.send(socket, most)) } else { None };
+            let by = self.source.call();
+            let moved = if kernel.moves_bytes(by) { Some(self.source.send(socket, most)) } else { None };
             match moved {
-                Some(Err(error)) if kernel.refused(&error) => {}
+                Some(Err(error)) if kernel.refused(by, &error) => {}
                 Some(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Some(Ok(sent)) => {
                     self.remaining -= sent;
@@ -139,6 +140,13 @@ impl Segment {
 }
 
 impl Source {
+    const fn call(&self) -> Call {
+        match self {
+            Self::File { .. } => Call::Sendfile,
+            Self::Pipe(_) => Call::Splice,
+        }
+    }
+
     fn send(&mut self, socket: &TcpStream, length: usize) -> io::Result<usize> {
         match self {
             Self::File { file, offset } => Ok(sendfile(socket, &**file, Some(offset), length)?),

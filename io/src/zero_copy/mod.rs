@@ -60,10 +60,19 @@ fn is_placeholder(bytes: &[u8]) -> bool {
 #[derive(Clone, Debug)]
 pub struct Kernel(Arc<Abilities>);
 
+/// A way of the kernel to move bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Call {
+    /// From a file to a socket.
+    Sendfile,
+    /// From one socket to another by way of a pipe.
+    Splice,
+}
+
 #[derive(Debug)]
 struct Abilities {
-    /// It, or the sandbox around it, has said that it does not move bytes.
-    refuses: AtomicBool,
+    /// Which calls it, or the sandbox around it, has refused.
+    refuses: [AtomicBool; 2],
     /// Pipes that may still be opened.
     pipes: Arc<Semaphore>,
     shares: Shares,
@@ -83,8 +92,8 @@ impl Kernel {
     }
 
     pub(crate) fn with_pipes(most: usize) -> Self {
-        let (refuses, pipes) = (AtomicBool::new(false), Arc::new(Semaphore::new(most)));
-        Self(Arc::new(Abilities { refuses, pipes, shares: Shares::default() }))
+        let pipes = Arc::new(Semaphore::new(most));
+        Self(Arc::new(Abilities { refuses: Default::default(), pipes, shares: Shares::default() }))
     }
 
     #[cfg(test)]
@@ -94,7 +103,7 @@ impl Kernel {
 
     #[cfg(test)]
     pub(crate) fn refuse(&self) {
-        self.0.refuses.store(true, Ordering::Relaxed);
+        self.0.refuses.iter().for_each(|refuses| refuses.store(true, Ordering::Relaxed));
     }
 
     /// Most bytes that a connection to another node may have received and not passed on; `None` if that
@@ -111,12 +120,12 @@ impl Kernel {
         self.0.shares.connect()
     }
 
-    fn moves_bytes(&self) -> bool {
-        !self.0.refuses.load(Ordering::Relaxed)
+    fn moves_bytes(&self, by: Call) -> bool {
+        !self.0.refuses[by as usize].load(Ordering::Relaxed)
     }
 
     /// Whether the error means that it never will: bytes are copied from here on.
-    fn refused(&self, error: &io::Error) -> bool {
+    fn refused(&self, by: Call, error: &io::Error) -> bool {
         let refused = matches!(
             rustix::io::Errno::from_io_error(error),
             Some(
@@ -127,8 +136,12 @@ impl Kernel {
                     | rustix::io::Errno::OPNOTSUPP
             )
         );
-        if refused && !self.0.refuses.swap(true, Ordering::Relaxed) {
-            warn!(%error, "the kernel does not move bytes between files and sockets here: they are copied");
+        if refused && !self.0.refuses[by as usize].swap(true, Ordering::Relaxed) {
+            let (call, from) = match by {
+                Call::Sendfile => ("sendfile", "files"),
+                Call::Splice => ("splice", "other nodes"),
+            };
+            warn!(call, %error, "the kernel does not move bytes from {from} to clients here: they are copied");
         }
         refused
     }

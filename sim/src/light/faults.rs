@@ -92,7 +92,10 @@ impl World<'_> {
                 let news = self.machines[node].containerd.stop();
                 self.tell(node, news);
             }
-            Fault::StartContainerd { node } => self.machines[self.index_of(node)].containerd.start(),
+            Fault::StartContainerd { node } => {
+                self.watch.containerd_started(self.now, node);
+                self.machines[self.index_of(node)].containerd.start();
+            }
             Fault::HangContainerd { node, pause } => {
                 let node = self.index_of(node);
                 let until = self.now + *pause;

@@ -16,7 +16,7 @@ use crate::{
     upstream::{self, Answer, THROTTLED_TRIES_MAX},
 };
 
-/// How fast a node sends one body unless told otherwise.
+/// How fast a node sends unless told otherwise, to all that it sends to together.
 pub(super) const BYTES_PER_SECOND: u64 = 50_000_000;
 
 /// How long containerd waits before it looks whether it is running.
@@ -365,6 +365,7 @@ impl World<'_> {
         }
         let (holder_life, served) = (self.machines[holder].life, self.served(node, pull, holder));
         let corrupt = self.machines[holder].corrupt;
+        let backlog_bytes = Some(self.backlog(holder));
         let process = self.machines[node].process.as_mut();
         let Some(it) = process.and_then(|process| process.pulls.get_mut(&pull)) else { return };
         let Some(asked) = it.attempts.get_mut(&attempt) else { return };
@@ -379,7 +380,8 @@ impl World<'_> {
                     let latency = self.latency();
                     return self.after(latency, Event::Input { node, life, input });
                 }
-                Input::FetchAnswered { pull, attempt, body_bytes: asked.body_bytes }
+                let body_bytes = asked.body_bytes;
+                Input::FetchAnswered { pull, attempt, body_bytes, backlog_bytes }
             }
             None => Input::FetchFailed { pull, attempt, cause: FetchError::NotFound },
         };
@@ -410,8 +412,28 @@ impl World<'_> {
         self.after(delay, Event::Body { node, life, pull, attempt, interval });
     }
 
+    /// What a machine was asked for and answered, since its process began.
+    fn asked_of(&self, holder: Index) -> impl Iterator<Item = (&Pull, AttemptId, &Attempt)> {
+        let processes = self.machines.iter().filter_map(|machine| machine.process.as_ref());
+        let pulls = processes.flat_map(|process| process.pulls.values());
+        let attempts = pulls.flat_map(|pull| pull.attempts.iter().map(move |(id, it)| (pull, *id, it)));
+        let life = self.machines[holder].life;
+        attempts.filter(move |(_, _, it)| it.holder == holder && it.holder_life == life)
+    }
+
+    /// How many bytes a machine has still to send.
+    fn backlog(&self, holder: Index) -> u64 {
+        self.asked_of(holder).map(|(_, _, it)| it.body_bytes - it.came).sum()
+    }
+
+    /// How fast each body comes from a machine: it sends to all alike.
+    fn rate(&self, holder: Index) -> u64 {
+        let flowing = self.asked_of(holder).filter(|(pull, id, _)| pull.forwarding == Some(*id)).count();
+        (self.machines[holder].bytes_per_second / (flowing as u64).max(1)).max(1)
+    }
+
     fn flow_time(&self, holder: Index, bytes: u64) -> Duration {
-        let rate = self.machines[holder].bytes_per_second.max(1);
+        let rate = self.rate(holder);
         // Rounded up, lest the last byte never comes.
         Duration::from_micros(bytes.saturating_mul(1_000_000) / rate + 1)
     }
@@ -447,7 +469,7 @@ impl World<'_> {
         let bytes = if full <= interval {
             left
         } else {
-            let rate = u128::from(self.machines[holder].bytes_per_second);
+            let rate = u128::from(self.rate(holder));
             u64::try_from(rate * interval.as_micros() / 1_000_000).unwrap_or(left).clamp(1, left)
         };
         let corrupt = self.machines[holder].corrupt;

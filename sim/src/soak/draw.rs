@@ -53,7 +53,8 @@ const CALM_PULL_ENDS: Duration = Duration::from_secs(60);
 
 /// Most bytes of a layer in the whole driver, which moves each of them.
 const WHOLE_LAYER_BYTES_MAX: u32 = 300_000;
-const LIGHT_LAYER_BYTES_MAX: u32 = 3_000_000;
+/// The same in the light driver: long enough that it matters how busy their holders are.
+const LIGHT_LAYER_BYTES_MAX: u32 = 40_000_000;
 
 /// A kind of trouble that can be on or off in a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,8 +18,11 @@ const REQUEST_MAX: Duration = Duration::from_millis(2050 + 6 * 60);
 /// of a second, a report, two searches for others of 0.9 s, then another request.
 const INTERRUPTION_MAX: Duration = Duration::from_millis(1000 + 100 + 900 + 900 + 2200);
 
-/// How fast nodes send at least unless told otherwise.
+/// How fast one body comes at least unless many share a link.
 const BYTES_PER_SECOND: u64 = 5_000_000;
+
+/// What nodes of the light driver send unless told otherwise, to all that they send to together.
+const LINK_BYTES_PER_SECOND: u64 = 50_000_000;
 
 /// The longest that containerd goes on waiting after it could have noticed that it can go on.
 const POLL_MAX: Duration = Duration::from_secs(1);
@@ -39,7 +42,7 @@ pub(super) fn judge(plan: &Plan, outcome: &Outcome) -> Result<(), String> {
     for pulled in &outcome.pulls {
         let image = plan.images.iter().find(|image| image.name == pulled.image);
         let image = image.ok_or_else(|| format!("a pull of an unknown image: {pulled:?}"))?;
-        judge_pull(plan, image, pulled)?;
+        judge_pull(plan, image, pulled, outcome)?;
     }
     for node in &plan.nodes {
         let planned = plan.pulls.iter().filter(|pull| pull.node == node.name).count();
@@ -60,7 +63,7 @@ fn loses_pulls(driver: Driver, fault: &Fault, name: &str) -> bool {
     is_lost && matches!(fault, Fault::Vanish { node } | Fault::Crash { node } if node == name)
 }
 
-fn judge_pull(plan: &Plan, image: &PlannedImage, pulled: &Pulled) -> Result<(), String> {
+fn judge_pull(plan: &Plan, image: &PlannedImage, pulled: &Pulled, outcome: &Outcome) -> Result<(), String> {
     let last = FailedTry {
         began: pulled.ended_at.saturating_sub(pulled.took),
         ended: pulled.ended_at,
@@ -68,13 +71,13 @@ fn judge_pull(plan: &Plan, image: &PlannedImage, pulled: &Pulled) -> Result<(), 
     };
     for tried in pulled.failures.iter().chain([&last]) {
         let took = tried.ended.saturating_sub(tried.began);
-        let longest = longest(plan, image, pulled, tried);
+        let longest = longest(plan, image, pulled, tried, sharers(outcome, tried));
         if took > longest {
             return Err(format!("a pull took longer than it may: {took:?}, not {longest:?}: {pulled:?}"));
         }
     }
     if pulled.at >= plan.settled_at {
-        return judge_calm_pull(plan, image, pulled);
+        return judge_calm_pull(plan, image, pulled, sharers(outcome, &last));
     }
     let failed = pulled.failures.iter().chain(pulled.error.is_some().then_some(&last));
     for tried in failed {
@@ -86,7 +89,7 @@ fn judge_pull(plan: &Plan, image: &PlannedImage, pulled: &Pulled) -> Result<(), 
 }
 
 /// A pull after everything has healed, with the registry away.
-fn judge_calm_pull(plan: &Plan, image: &PlannedImage, pulled: &Pulled) -> Result<(), String> {
+fn judge_calm_pull(plan: &Plan, image: &PlannedImage, pulled: &Pulled, sharers: u64) -> Result<(), String> {
     let ever_lied = |name: &&String| {
         let mut faults = plan.troubles.iter().map(|trouble| &trouble.fault);
         faults.any(|fault| matches!(fault, Fault::Corrupt { node } if node == *name))
@@ -98,7 +101,7 @@ fn judge_calm_pull(plan: &Plan, image: &PlannedImage, pulled: &Pulled) -> Result
     if pulled.error.is_some() || pulled.tries > 1 {
         return Err(format!("a pull failed although all is well: {pulled:?}"));
     }
-    let longest = CALM_PULL_MAX + flow_time(image, BYTES_PER_SECOND);
+    let longest = CALM_PULL_MAX + flow_time(image, least_rate(LINK_BYTES_PER_SECOND, sharers));
     if pulled.took > longest {
         return Err(format!("a pull was slow although all is well: {:?}: {pulled:?}", pulled.took));
     }
@@ -119,14 +122,14 @@ fn is_excused(plan: &Plan, tried: &FailedTry) -> bool {
 }
 
 /// How long a try may take at most.
-fn longest(plan: &Plan, image: &PlannedImage, pulled: &Pulled, tried: &FailedTry) -> Duration {
+fn longest(plan: &Plan, image: &PlannedImage, pulled: &Pulled, tried: &FailedTry, sharers: u64) -> Duration {
     let requests = u32::try_from(image.layers.len()).unwrap_or(u32::MAX).saturating_add(3);
-    let mut rate = BYTES_PER_SECOND;
+    let mut link = LINK_BYTES_PER_SECOND;
     let mut longest = REQUEST_MAX * requests;
     for trouble in &plan.troubles {
         let (begins, ends) = (trouble.at.max(tried.began), trouble.ends_at().min(tried.ended));
         if let Fault::Slow { bytes_per_second, .. } = &trouble.fault {
-            rate = rate.min(*bytes_per_second);
+            link = link.min(*bytes_per_second);
         }
         if begins > tried.ended || ends < tried.began {
             continue;
@@ -147,7 +150,18 @@ fn longest(plan: &Plan, image: &PlannedImage, pulled: &Pulled, tried: &FailedTry
     }
     let own = plan.nodes.iter().find(|node| node.name == pulled.node);
     let late = own.map_or(Duration::ZERO, |node| node.containerd_at.saturating_sub(tried.began));
-    longest + late + POLL_MAX + flow_time(image, rate)
+    longest + late + POLL_MAX + flow_time(image, least_rate(link, sharers))
+}
+
+/// How many pulls were under way during a try, that one among them.
+fn sharers(outcome: &Outcome, tried: &FailedTry) -> u64 {
+    let during = |pull: &&Pulled| pull.at <= tried.ended && tried.began <= pull.ended_at;
+    outcome.pulls.iter().filter(during).count() as u64
+}
+
+/// How fast a body comes at least of a node with this link, if so many share it.
+fn least_rate(link: u64, sharers: u64) -> u64 {
+    (link / sharers.max(1)).min(BYTES_PER_SECOND)
 }
 
 fn flow_time(image: &PlannedImage, bytes_per_second: u64) -> Duration {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::judge::judge;
 use crate::{
     fault::{Dns, Fault, millis},
-    image::Image,
+    image::{HollowLayer, Image},
     scenario::{Driver, Outcome, Scenario},
     trace::Trace,
 };
@@ -195,7 +195,7 @@ impl Plan {
             scenario = scenario.node(&node.name, node.starts_at, node.containerd_at);
         }
         for image in &self.images {
-            scenario = scenario.image(image.image());
+            scenario = scenario.image(image.image(self.driver));
         }
         for preload in &self.preloads {
             scenario = scenario.preload(&preload.node, &preload.image);
@@ -268,8 +268,13 @@ impl Plan {
 }
 
 impl PlannedImage {
-    fn image(&self) -> Image {
-        let image = Image::of_layers(&self.name, self.layers.iter().map(Layer::content));
+    fn image(&self, driver: Driver) -> Image {
+        let image = match driver {
+            Driver::Whole => Image::of_layers(&self.name, self.layers.iter().map(Layer::content)),
+            Driver::Light => {
+                Image::hollow(&self.name, &self.layers.iter().map(Layer::hollow).collect::<Vec<_>>())
+            }
+        };
         match self.oddity {
             None => image,
             Some(Oddity::UnknownMediaType) => image.with_unknown_media_type(),
@@ -284,6 +289,10 @@ impl PlannedImage {
 }
 
 impl Layer {
+    fn hollow(&self) -> HollowLayer {
+        HollowLayer { name: format!("{} of {}", self.seed, self.bytes), bytes: self.bytes as usize }
+    }
+
     fn content(&self) -> Bytes {
         let mut content = vec![0; self.bytes as usize];
         StdRng::seed_from_u64(self.seed).fill_bytes(&mut content);

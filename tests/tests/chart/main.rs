@@ -205,6 +205,26 @@ fn what_v0_7_rendered_is_rendered_again() {
     assert_eq!(targets, ["http://$(NODE_IP):30020", "http://$(NODE_IP):30021"]);
 }
 
+/// `helm upgrade` patches what runs, and tells ports of one container apart by their number alone. Where the older
+/// chart has TCP and UDP of one number and this one only TCP, the patch says "remove this number", and both are gone.
+#[test]
+fn an_upgrade_from_the_go_chart_changes_no_port() {
+    let objects = Objects::render(&Chart::default());
+    let ports: Vec<(&str, u64, &str)> = objects::list(&objects.container("registry")["ports"])
+        .map(|port| {
+            let text = |field: &str| port[field].as_str().expect("a text");
+            (text("name"), port["containerPort"].as_u64().expect("a number"), text("protocol"))
+        })
+        .collect();
+    let of_the_go_chart = [
+        ("registry", 5000, "TCP"),
+        ("router-tcp", 5001, "TCP"),
+        ("router-quic", 5001, "UDP"),
+        ("metrics", 9090, "TCP"),
+    ];
+    assert_eq!(ports, of_the_go_chart);
+}
+
 #[test]
 fn older_clusters_are_not_asked_for_what_they_refuse() {
     let distribution = |kubernetes: &str| {
@@ -255,6 +275,20 @@ fn restarted_containerd_is_found_again() {
     let volume = objects.volume("containerd-sock");
     // A mounted socket stays the one that the ended containerd listened at.
     assert_eq!(volume["hostPath"], json!({"path": "/run/containerd", "type": "Directory"}));
+}
+
+/// CoreDNS keeps an answer for 30 seconds as kubeadm sets it up, so one look does not show all pods.
+#[test]
+fn an_uninstall_waits_for_longer_than_dns_hides_a_pod() {
+    let objects = Objects::render(&Chart::default());
+    let rounds: Vec<u64> = objects
+        .flag("cleanup-wait", "--threshold")
+        .iter()
+        .map(|rounds| rounds.parse().expect("a number"))
+        .collect();
+    let [rounds] = rounds[..] else { panic!("one --threshold is expected: {rounds:?}") };
+    assert_eq!(objects.flag("cleanup-wait", "--period"), Vec::<&str>::new(), "a round every two seconds");
+    assert!((rounds - 1) * 2 > 30, "{rounds} rounds end before DNS shows others");
 }
 
 #[test]

@@ -137,7 +137,7 @@ impl World {
             Ok(rest) => {
                 let body_bytes = if it.kind == PullKind::Head { 0 } else { rest };
                 it.rest = body_bytes;
-                Input::FetchAnswered { pull, attempt, body_bytes }
+                Input::FetchAnswered { pull, attempt, body_bytes, backlog_bytes: None }
             }
             Err(cause) => {
                 it.live.remove(&attempt);

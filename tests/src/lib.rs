@@ -61,6 +61,10 @@ pub const ROUTER_PORT: u16 = 5001;
 pub const BOOTSTRAP_PORT: u16 = 5002;
 /// Where a node serves metrics.
 pub const METRICS_PORT: u16 = 9090;
+/// A cluster secret, of 32 bytes.
+pub const SECRET: &str = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0";
+/// A secret of somebody else, or the next one.
+pub const OTHER_SECRET: &str = "ffeeddccbbaa99887766554433221100ffeeddccbbaa99887766554433221100";
 
 const MIB: u64 = 1024 * 1024;
 

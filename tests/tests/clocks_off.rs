@@ -6,9 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use spegel_tests::{Cluster, ClusterOptions, Generation, Image, ImageSpec, Node, Puller, mib, wait_for};
+use spegel_tests::{
+    Cluster, ClusterOptions, Generation, Image, ImageSpec, Node, Puller, SECRET, mib, wait_for,
+};
 
-const SECRET: &str = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0";
 const LAYERS: [u64; 2] = [mib(2), 100_000];
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The first check comes some seconds after the start.

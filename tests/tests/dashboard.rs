@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use spegel_tests::{
-    BodyEnd, Cluster, ClusterOptions, Generation, Image, ImageSpec, METRICS_PORT, Node, Process, Puller,
-    chart_dir, mib, prometheus, wait_for,
+    BodyEnd, Cluster, ClusterOptions, Generation, Image, ImageSpec, METRICS_PORT, Node, OTHER_SECRET,
+    Process, Puller, SECRET, chart_dir, mib, prometheus, wait_for,
 };
 
 const PORT: u16 = 9099;
@@ -23,11 +23,6 @@ const VARIABLES: [(&str, &str); 5] =
     [("$__rate_interval", "20s"), ("$__range", "1m"), ("$pod", ".*"), ("$registry", ".*"), ("$job", ".*")];
 /// Slow enough that a transfer is still under way when its source ends.
 const HOLDER_MBIT: u32 = 100;
-
-const SECRETS: [&str; 2] = [
-    "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0",
-    "ffeeddccbbaa99887766554433221100ffeeddccbbaa99887766554433221100",
-];
 
 /// Prometheus, and the node that it runs on.
 struct Prometheus<'a> {
@@ -178,7 +173,7 @@ fn rotation_is_over_when_the_documented_query_counts_all_mirrors_for_one_secret(
     let query = query.expect("docs/operating.md tells a query").trim();
 
     let cluster = Cluster::new(ClusterOptions::new(2, Generation::V2_1));
-    cluster.nodes.iter().for_each(|node| node.put_cluster_secret(&SECRETS));
+    cluster.nodes.iter().for_each(|node| node.put_cluster_secret(&[SECRET, OTHER_SECRET]));
     cluster.start_spegel();
     let prometheus = Prometheus::start(&cluster, &cluster.nodes[0]);
     let says = |expected: &[f64]| {
@@ -191,9 +186,9 @@ fn rotation_is_over_when_the_documented_query_counts_all_mirrors_for_one_secret(
         println!("{expected:?} after {:?}", cluster.expect("an answer", waited).1);
     };
     says(&[2.0, 2.0]);
-    cluster.nodes[1].put_cluster_secret(&SECRETS[1..]);
+    cluster.nodes[1].put_cluster_secret(&[OTHER_SECRET]);
     // One in each place of the second mirror's file, the other gone from it.
     says(&[1.0, 1.0, 1.0]);
-    cluster.nodes[0].put_cluster_secret(&SECRETS[1..]);
+    cluster.nodes[0].put_cluster_secret(&[OTHER_SECRET]);
     says(&[2.0]);
 }

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use spegel_tests::{
-    Browser, Cluster, ClusterOptions, Generation, Image, ImageSpec, METRICS_PORT, Node, Puller, Screen, mib,
-    target_dir,
+    Browser, Cluster, ClusterOptions, Generation, Image, ImageSpec, METRICS_PORT, Node, Puller, SECRET,
+    Screen, mib, target_dir,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -188,7 +188,7 @@ fn measurement_and_token_work_where_mirrors_want_credentials() {
     let cluster = Cluster::new(options);
     let [holder, node] = cluster.nodes.as_slice() else { panic!("two nodes") };
     for node in [holder, node] {
-        node.put_cluster_secret(&["0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0"]);
+        node.put_cluster_secret(&[SECRET]);
     }
     cluster.start_spegel();
     let image = cluster.held_image(&ImageSpec::new("page", "1", &LAYERS), &[holder], node);

@@ -8,11 +8,10 @@ use std::thread;
 use std::time::Duration;
 
 use spegel_tests::{
-    Cluster, ClusterOptions, Generation, Image, ImageSpec, Node, Puller, percentile, wait_for,
+    Cluster, ClusterOptions, Generation, Image, ImageSpec, Node, OTHER_SECRET as NEW, Puller, SECRET as OLD,
+    percentile, wait_for,
 };
 
-const OLD: &str = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0";
-const NEW: &str = "ffeeddccbbaa99887766554433221100ffeeddccbbaa99887766554433221100";
 const LAYERS: [u64; 2] = [100_000, 300_000];
 const PATIENCE: Duration = Duration::from_secs(20);
 const PULL_MAX: Duration = Duration::from_secs(2);

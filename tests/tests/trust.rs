@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use spegel_tests::{Cluster, ClusterOptions, Generation, Image, ImageSpec, Node, Puller, mib};
+use spegel_tests::{
+    Cluster, ClusterOptions, Generation, Image, ImageSpec, Node, OTHER_SECRET, Puller, SECRET, mib,
+};
 
-const SECRET: &str = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0";
-const OTHER_SECRET: &str = "ffeeddccbbaa99887766554433221100ffeeddccbbaa99887766554433221100";
 const LAYERS: [u64; 3] = [mib(2), 100_000, 1000];
 const PATIENCE: Duration = Duration::from_secs(20);
 const PULL_MAX: Duration = Duration::from_secs(3);

@@ -897,6 +897,17 @@ struct Fetched {
     skip: u64,
 }
 
+/// The attempts that were ordered.
+fn fetched(events: &[Event]) -> Vec<Fetched> {
+    let fetched = |event: &Event| match *event {
+        Event::Output(Output::Fetch { attempt, peer, addr, skip, .. }) => {
+            Some(Fetched { attempt: attempt.0, peer, addr, skip })
+        }
+        Event::Lookup { .. } | Event::CancelLookup { .. } | Event::Output(_) => None,
+    };
+    events.iter().filter_map(fetched).collect()
+}
+
 impl Node {
     fn new() -> Self {
         let (fetch, health) = (Fetch::new(1, own(), 3), Health::new(1));
@@ -987,13 +998,7 @@ impl Node {
 
     /// The fetches among the events; drops the others.
     fn fetches(&mut self) -> Vec<Fetched> {
-        let fetched = |event| match event {
-            Event::Output(Output::Fetch { attempt, peer, addr, skip, .. }) => {
-                Some(Fetched { attempt: attempt.0, peer, addr, skip })
-            }
-            Event::Lookup { .. } | Event::CancelLookup { .. } | Event::Output(_) => None,
-        };
-        self.drain().into_iter().filter_map(fetched).collect()
+        fetched(&self.drain())
     }
 
     fn shun(&mut self, number: u8) {

@@ -25,6 +25,7 @@ use spegel_core::{Input, Node, Notice, Output, PeerId};
 use spegel_io::clock;
 
 pub use self::meter::{Measured, Traffic};
+pub(crate) use self::pull::BYTES_PER_SECOND;
 use self::{
     event::{Event, Queue, Wakes},
     machine::{Machine, Process, machine},

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// How fast a node sends unless told otherwise, to all that it sends to together.
-pub(super) const BYTES_PER_SECOND: u64 = 50_000_000;
+pub(crate) const BYTES_PER_SECOND: u64 = 50_000_000;
 
 /// How long containerd waits before it looks whether it is running.
 const CONTAINERD_POLL: Duration = Duration::from_secs(1);
@@ -365,7 +365,7 @@ impl World<'_> {
         }
         let (holder_life, served) = (self.machines[holder].life, self.served(node, pull, holder));
         let corrupt = self.machines[holder].corrupt;
-        let backlog_bytes = Some(self.backlog(holder));
+        let backlog_bytes = served.map(|_| self.backlog(holder));
         let process = self.machines[node].process.as_mut();
         let Some(it) = process.and_then(|process| process.pulls.get_mut(&pull)) else { return };
         let Some(asked) = it.attempts.get_mut(&attempt) else { return };
@@ -408,7 +408,7 @@ impl World<'_> {
         it.forwarding = Some(attempt);
         let Some(body) = it.attempts.get(&attempt) else { return };
         let (holder, left) = (body.holder, body.body_bytes);
-        let delay = self.flow_time(holder, left).min(interval);
+        let delay = flow_time(self.rate(holder), left).min(interval);
         self.after(delay, Event::Body { node, life, pull, attempt, interval });
     }
 
@@ -430,12 +430,6 @@ impl World<'_> {
     fn rate(&self, holder: Index) -> u64 {
         let flowing = self.asked_of(holder).filter(|(pull, id, _)| pull.forwarding == Some(*id)).count();
         (self.machines[holder].bytes_per_second / (flowing as u64).max(1)).max(1)
-    }
-
-    fn flow_time(&self, holder: Index, bytes: u64) -> Duration {
-        let rate = self.rate(holder);
-        // Rounded up, lest the last byte never comes.
-        Duration::from_micros(bytes.saturating_mul(1_000_000) / rate + 1)
     }
 
     /// Some of a body has flowed, or ought to have.
@@ -465,12 +459,12 @@ impl World<'_> {
             let input = Input::FetchFailed { pull, attempt, cause: FetchError::Interrupted };
             return self.handle(node, input);
         }
-        let full = self.flow_time(holder, left);
-        let bytes = if full <= interval {
+        let rate = self.rate(holder);
+        let bytes = if flow_time(rate, left) <= interval {
             left
         } else {
-            let rate = u128::from(self.rate(holder));
-            u64::try_from(rate * interval.as_micros() / 1_000_000).unwrap_or(left).clamp(1, left)
+            let flowed = u128::from(rate) * interval.as_micros() / 1_000_000;
+            u64::try_from(flowed).unwrap_or(left).clamp(1, left)
         };
         let corrupt = self.machines[holder].corrupt;
         let process = self.machines[node].process.as_mut();
@@ -484,7 +478,7 @@ impl World<'_> {
         if bytes < left {
             // It is always the holder that is waited for: clients here take what comes at once.
             self.handle(node, Input::FetchProgressed { pull, attempt, bytes, starved: interval });
-            let delay = self.flow_time(holder, left - bytes).min(interval);
+            let delay = flow_time(rate, left - bytes).min(interval);
             return self.after(delay, Event::Body { node, life, pull, attempt, interval });
         }
         if let Some(process) = &mut self.machines[node].process {
@@ -496,4 +490,9 @@ impl World<'_> {
         }
         self.commit(client);
     }
+}
+
+fn flow_time(bytes_per_second: u64, bytes: u64) -> Duration {
+    // Rounded up, lest the last byte never comes.
+    Duration::from_micros(bytes.saturating_mul(1_000_000) / bytes_per_second + 1)
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::plan::{Plan, PlannedImage};
 use crate::{
     fault::Fault,
+    light,
     scenario::{Driver, FailedTry, Outcome, Pulled},
 };
 
@@ -20,9 +21,6 @@ const INTERRUPTION_MAX: Duration = Duration::from_millis(1000 + 100 + 900 + 900 
 
 /// How fast one body comes at least unless many share a link.
 const BYTES_PER_SECOND: u64 = 5_000_000;
-
-/// What nodes of the light driver send unless told otherwise, to all that they send to together.
-const LINK_BYTES_PER_SECOND: u64 = 50_000_000;
 
 /// The longest that containerd goes on waiting after it could have noticed that it can go on.
 const POLL_MAX: Duration = Duration::from_secs(1);
@@ -71,13 +69,13 @@ fn judge_pull(plan: &Plan, image: &PlannedImage, pulled: &Pulled, outcome: &Outc
     };
     for tried in pulled.failures.iter().chain([&last]) {
         let took = tried.ended.saturating_sub(tried.began);
-        let longest = longest(plan, image, pulled, tried, sharers(outcome, tried));
+        let longest = longest(plan, image, pulled, tried, sharers(plan, outcome, tried));
         if took > longest {
             return Err(format!("a pull took longer than it may: {took:?}, not {longest:?}: {pulled:?}"));
         }
     }
     if pulled.at >= plan.settled_at {
-        return judge_calm_pull(plan, image, pulled, sharers(outcome, &last));
+        return judge_calm_pull(plan, image, pulled, sharers(plan, outcome, &last));
     }
     let failed = pulled.failures.iter().chain(pulled.error.is_some().then_some(&last));
     for tried in failed {
@@ -101,7 +99,7 @@ fn judge_calm_pull(plan: &Plan, image: &PlannedImage, pulled: &Pulled, sharers: 
     if pulled.error.is_some() || pulled.tries > 1 {
         return Err(format!("a pull failed although all is well: {pulled:?}"));
     }
-    let longest = CALM_PULL_MAX + flow_time(image, least_rate(LINK_BYTES_PER_SECOND, sharers));
+    let longest = CALM_PULL_MAX + flow_time(image, least_rate(light::BYTES_PER_SECOND, sharers));
     if pulled.took > longest {
         return Err(format!("a pull was slow although all is well: {:?}: {pulled:?}", pulled.took));
     }
@@ -124,7 +122,7 @@ fn is_excused(plan: &Plan, tried: &FailedTry) -> bool {
 /// How long a try may take at most.
 fn longest(plan: &Plan, image: &PlannedImage, pulled: &Pulled, tried: &FailedTry, sharers: u64) -> Duration {
     let requests = u32::try_from(image.layers.len()).unwrap_or(u32::MAX).saturating_add(3);
-    let mut link = LINK_BYTES_PER_SECOND;
+    let mut link = light::BYTES_PER_SECOND;
     let mut longest = REQUEST_MAX * requests;
     for trouble in &plan.troubles {
         let (begins, ends) = (trouble.at.max(tried.began), trouble.ends_at().min(tried.ended));
@@ -153,8 +151,11 @@ fn longest(plan: &Plan, image: &PlannedImage, pulled: &Pulled, tried: &FailedTry
     longest + late + POLL_MAX + flow_time(image, least_rate(link, sharers))
 }
 
-/// How many pulls were under way during a try, that one among them.
-fn sharers(outcome: &Outcome, tried: &FailedTry) -> u64 {
+/// How many pulls may have shared a link during a try, that one among them.
+fn sharers(plan: &Plan, outcome: &Outcome, tried: &FailedTry) -> u64 {
+    if plan.driver == Driver::Whole {
+        return 1;
+    }
     let during = |pull: &&Pulled| pull.at <= tried.ended && tried.began <= pull.ended_at;
     outcome.pulls.iter().filter(during).count() as u64
 }

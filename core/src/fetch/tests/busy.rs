@@ -311,14 +311,16 @@ fn holder_with_very_much_to_send_is_not_asked_again_soon() {
     until_asked(&mut node, first.attempt);
 }
 
-/// An idle holder takes over and is slower, until it is left again; says for whom.
+/// An idle holder takes over and is slower, until it is left again, before anybody else is asked; says for whom.
 fn move_in_vain(node: &mut Node, attempt: u32) -> Fetched {
     let asked = until_asked(node, attempt);
     node.answer_with(1, asked.attempt, BLOB - asked.skip, Some(0));
     node.drain();
     for _ in 0..2 * reports(WINDOW) {
         node.progress_for(1, asked.attempt, SLOWLY / 3, REPORT_INTERVAL, 1);
-        if let [next] = node.fetches()[..] {
+        let events = node.drain();
+        if let [next] = fetched(&events)[..] {
+            assert_eq!(events[0], cancel(1, asked.attempt), "what is left is ended first");
             return next;
         }
     }

@@ -49,6 +49,7 @@ const OTHERS: &[Named] = &[
     ("late_control", late_control),
     ("late_goodbyes", late_goodbyes),
     ("owner_restarts_empty", owner_restarts_empty),
+    ("owners_restart_in_turn", owners_restart_in_turn),
     ("containerd_flaps", containerd_flaps),
     ("containerd_hangs", containerd_hangs),
     ("garbage_collection", garbage_collection),
@@ -339,6 +340,32 @@ pub fn owner_restarts_empty() -> Scenario {
             .pull(at + Duration::from_millis(1500), &name(n), IMAGE);
     }
     scenario.pull(seconds(33), "n8", IMAGE).expect(|outcome| expect_first_tries(outcome, 7, seconds(2)))
+}
+
+/// Owners are killed and come back with nothing one after another, faster than they are reconciled, while a node
+/// pulls image after image: it is never told that nobody has one.
+#[must_use]
+pub fn owners_restart_in_turn() -> Scenario {
+    const IMAGES: usize = 140;
+    const BETWEEN_PULLS: Duration = Duration::from_millis(50);
+    const TURN: Duration = Duration::from_millis(1650);
+    const AWAY: Duration = Duration::from_millis(350);
+    let mut scenario = cluster("owners_restart_in_turn", seconds(30), 6, 1).light();
+    for turn in 0..4 {
+        let at = seconds(10) + TURN * turn;
+        let node = name(2 + turn as usize);
+        scenario =
+            scenario.fault(at, Fault::Crash { node: node.clone() }).fault(at + AWAY, Fault::Start { node });
+    }
+    for n in 0..IMAGES {
+        let image = format!("registry.test/turn:{n}");
+        let seed = 100 + n as u64;
+        scenario = scenario
+            .image(Image::new(&image, 1, 1000, seed))
+            .preload("n1", &image)
+            .pull(seconds(10) + BETWEEN_PULLS * n as u32, "n6", &image);
+    }
+    scenario.expect(|outcome| expect_first_tries(outcome, IMAGES, seconds(2)))
 }
 
 /// The containerd of a holder comes and goes; that of a node that pulls, too.

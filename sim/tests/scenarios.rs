@@ -78,6 +78,11 @@ fn owner_restarts_empty() {
 }
 
 #[test]
+fn owners_restart_in_turn() {
+    scenarios::owners_restart_in_turn().run_seeds(1..=SEEDS);
+}
+
+#[test]
 fn containerd_flaps() {
     scenarios::containerd_flaps().run_seeds(1..=SEEDS);
 }

@@ -54,6 +54,11 @@ const MALFORMED_NOTICE_INTERVAL: Duration = Duration::from_secs(60);
 /// Most peers whose nonsense is remembered. Fewer and many such peers fill the log.
 const MALFORMED_PEERS_MAX: usize = 256;
 
+/// How late timers must be for this process to have been paused, by its quota of CPU or a hypervisor. Shorter and a
+/// busy executor makes every wait longer; longer and pulls go upstream, and peers are taken for slow, although their
+/// answers wait in socket buffers.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+
 /// Most questions of people that wait for an answer; of further ones it is said at once that nothing is known.
 /// Fewer and two people who look at once get in each other's way; more and whoever sees the debug page can use
 /// up the lookups that pulls need.
@@ -252,6 +257,12 @@ impl Node {
 
     /// Fires everything due at `now`. Early, late and repeated calls are harmless.
     pub fn handle_timeout(&mut self, now: Instant) {
+        let late = self.poll_timeout().map(|(due, _)| now.saturating_duration_since(due));
+        if late.is_some_and(|late| late >= PAUSE_MIN) {
+            self.directory.on_paused(now);
+            self.fetch.on_paused(now, &mut self.health);
+            self.settle(now);
+        }
         if self.inventory.is_due(now) {
             self.inventory.handle_timeout(now);
         }

@@ -50,6 +50,7 @@ const OTHERS: &[Named] = &[
     ("late_goodbyes", late_goodbyes),
     ("owner_restarts_empty", owner_restarts_empty),
     ("owners_restart_in_turn", owners_restart_in_turn),
+    ("pauses_of_who_asks", pauses_of_who_asks),
     ("containerd_flaps", containerd_flaps),
     ("containerd_hangs", containerd_hangs),
     ("garbage_collection", garbage_collection),
@@ -360,12 +361,42 @@ pub fn owners_restart_in_turn() -> Scenario {
     for n in 0..IMAGES {
         let image = format!("registry.test/turn:{n}");
         let seed = 100 + n as u64;
-        scenario = scenario
-            .image(Image::new(&image, 1, 1000, seed))
-            .preload("n1", &image)
-            .pull(seconds(10) + BETWEEN_PULLS * n as u32, "n6", &image);
+        scenario = scenario.image(Image::new(&image, 1, 1000, seed)).preload("n1", &image).pull(
+            seconds(10) + BETWEEN_PULLS * n as u32,
+            "n6",
+            &image,
+        );
     }
     scenario.expect(|outcome| expect_first_tries(outcome, IMAGES, seconds(2)))
+}
+
+/// A node that pulls image after image is paused again and again, as its quota of CPU or its hypervisor does, now alone
+/// and now with all others: answers that came meanwhile are not late, and no pull goes upstream.
+#[must_use]
+pub fn pauses_of_who_asks() -> Scenario {
+    const IMAGES: usize = 200;
+    const BETWEEN_PULLS: Duration = Duration::from_millis(47);
+    const BETWEEN_PAUSES: Duration = Duration::from_millis(750);
+    const PAUSES: [Duration; 4] =
+        [Duration::from_millis(60), Duration::from_millis(150), Duration::from_millis(400), seconds(1)];
+    let mut scenario = cluster("pauses_of_who_asks", seconds(40), 6, 1).light();
+    let mut at = seconds(10);
+    for (turn, pause) in PAUSES.into_iter().cycle().take(12).enumerate() {
+        let paused = if turn < PAUSES.len() { 6..=6 } else { 1..=6 };
+        for n in paused {
+            scenario = scenario.fault(at, Fault::Freeze { node: name(n), pause });
+        }
+        at += BETWEEN_PAUSES + pause;
+    }
+    for n in 0..IMAGES {
+        let image = format!("registry.test/paused:{n}");
+        scenario = scenario.image(Image::new(&image, 1, 1000, 100 + n as u64)).preload("n1", &image).pull(
+            seconds(10) + BETWEEN_PULLS * n as u32,
+            "n6",
+            &image,
+        );
+    }
+    scenario.expect(|outcome| expect_first_tries(outcome, IMAGES, seconds(4)))
 }
 
 /// The containerd of a holder comes and goes; that of a node that pulls, too.

@@ -83,6 +83,11 @@ fn owners_restart_in_turn() {
 }
 
 #[test]
+fn pauses_of_who_asks() {
+    scenarios::pauses_of_who_asks().run_seeds(1..=SEEDS);
+}
+
+#[test]
 fn containerd_flaps() {
     scenarios::containerd_flaps().run_seeds(1..=SEEDS);
 }

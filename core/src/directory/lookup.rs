@@ -61,6 +61,8 @@ struct Lookup {
     holders: Vec<PeerId>,
     hedge_at: Instant,
     deadline: Instant,
+    /// Whether it was given time anew after a pause: once, lest pauses make it last for ever.
+    is_reprieved: bool,
 }
 
 /// All lookups that are under way.
@@ -117,7 +119,9 @@ impl Lookups {
         waiting.extend(slow);
         let patience = if holders.is_empty() { self.patience() } else { self.resolve_timeout };
         let deadline = now + patience;
-        self.active.insert(id, Lookup { key, waiting, asked: Vec::new(), holders, hedge_at: now, deadline });
+        let (asked, is_reprieved) = (Vec::new(), false);
+        self.active
+            .insert(id, Lookup { key, waiting, asked, holders, hedge_at: now, deadline, is_reprieved });
         self.ask_next(now, id);
         id
     }
@@ -174,6 +178,17 @@ impl Lookups {
     /// The owner is unlikely to answer for a while.
     pub(super) fn ask_last(&mut self, now: Instant, owner: PeerId) {
         self.slow.insert(owner, now + SLOW_MEMORY);
+    }
+
+    /// This process was paused until now: what is due has its time anew, for answers wait in socket buffers.
+    pub(super) fn on_paused(&mut self, now: Instant) {
+        let patience = self.patience();
+        let is_due = |lookup: &Lookup| lookup.wakes_at().is_some_and(|at| at <= now);
+        for lookup in self.active.values_mut().filter(|lookup| !lookup.is_reprieved && is_due(lookup)) {
+            lookup.is_reprieved = true;
+            lookup.hedge_at = now + self.resolve_timeout;
+            lookup.deadline = now + if lookup.holders.is_empty() { patience } else { self.resolve_timeout };
+        }
     }
 
     pub(super) fn handle_timeout(&mut self, now: Instant) {
@@ -371,6 +386,42 @@ mod tests {
         assert_eq!(steps(&mut lookups), []);
         lookups.handle_timeout(deadline);
         assert_eq!(steps(&mut lookups), answers(id, &[], Outcome::Unanswered));
+    }
+
+    #[test]
+    fn lookup_that_was_due_in_a_pause_of_this_process_has_its_time_anew_once() {
+        let (now, mut lookups) = start();
+        let id = lookups.begin(now, key(), Vec::new(), owners());
+        assert_eq!(steps(&mut lookups), asks(id, 1));
+        lookups.on_paused(now + PATIENCE - TICK);
+        assert_eq!(lookups.poll_timeout(), Some(now + PATIENCE), "it was not due yet");
+        let woken = now + DEADLINE_MIN * 5;
+        lookups.on_paused(woken);
+        lookups.handle_timeout(woken);
+        assert_eq!(steps(&mut lookups), []);
+        let other = lookups.begin(woken, key(), Vec::new(), owners());
+        assert_eq!(steps(&mut lookups), asks(other, 1), "the owner is not taken for slow");
+        lookups.cancel(other);
+        assert_eq!(lookups.poll_timeout(), Some(woken + PATIENCE));
+        lookups.handle_timeout(woken + PATIENCE);
+        assert_eq!(steps(&mut lookups), asks(id, 2));
+        let paused_again = woken + DEADLINE_MIN;
+        lookups.on_paused(paused_again);
+        lookups.handle_timeout(paused_again);
+        assert_eq!(steps(&mut lookups), answers(id, &[], Outcome::Unanswered));
+    }
+
+    #[test]
+    fn lookup_with_holders_waits_for_one_more_owner_after_a_pause() {
+        let (now, mut lookups) = start();
+        let id = lookups.begin(now, key(), vec![peer(7)], [peer(2)]);
+        steps(&mut lookups);
+        let woken = now + DEADLINE_MIN * 5;
+        lookups.on_paused(woken);
+        lookups.handle_timeout(woken + PATIENCE - TICK);
+        assert_eq!(steps(&mut lookups), []);
+        lookups.handle_timeout(woken + PATIENCE);
+        assert_eq!(steps(&mut lookups), answers(id, &[peer(7)], Outcome::Definitive));
     }
 
     #[test]

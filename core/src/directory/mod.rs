@@ -353,6 +353,11 @@ impl Directory {
         self.exchanges.values().filter(|exchange| matches!(exchange, Exchange::Goodbye { .. })).count()
     }
 
+    /// This process was paused until now: time in which nothing could be received proves nothing.
+    pub(crate) fn on_paused(&mut self, now: Instant) {
+        self.lookups.on_paused(now);
+    }
+
     /// Does everything that is due. Early, late and repeated calls are harmless.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         self.announcer.handle_timeout(now);

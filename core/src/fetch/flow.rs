@@ -18,6 +18,10 @@ pub(crate) const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 /// retransmissions looks like death; longer and the client waits for a dead peer.
 pub(crate) const STALL_MAX: Duration = Duration::from_secs(1);
 
+/// Most waiting for the peer that one report tells. Less and an executor that is late by a few milliseconds hides
+/// a slow peer; more and a pause of this process looks like a peer's stall.
+const STARVED_MAX: Duration = Duration::from_millis(2 * REPORT_INTERVAL.as_millis() as u64);
+
 /// How long the shell may report nothing at all of a flowing body before that is given up. It
 /// promises a report each [`REPORT_INTERVAL`] even when the client is blocked; shorter and a
 /// starved process abandons good transfers; longer and a lost task hangs its client.
@@ -32,6 +36,8 @@ pub(super) struct Flow {
     pub(super) id: AttemptId,
     pub(super) attempt: Attempt,
     reported_at: Instant,
+    /// Whether silence was excused by a pause since the last report: once, lest pauses hide a lost task for ever.
+    is_reprieved: bool,
     /// Time spent waiting for the peer since its last byte.
     starved: Duration,
     rates: Rates,
@@ -54,6 +60,7 @@ impl Flow {
             id: offer.id,
             attempt: offer.attempt,
             reported_at: now,
+            is_reprieved: false,
             starved: Duration::ZERO,
             rates: Rates::default(),
             rate_noted_at: now,
@@ -70,9 +77,18 @@ impl Flow {
         self.reported_at + SILENCE_MAX
     }
 
+    pub(super) fn on_paused(&mut self, now: Instant) {
+        if !std::mem::replace(&mut self.is_reprieved, true) {
+            self.reported_at = now.max(self.reported_at);
+        }
+    }
+
     pub(super) fn on_reported(&mut self, now: Instant, bytes: u64, starved: Duration) {
         let elapsed = now.saturating_duration_since(self.reported_at);
         self.reported_at = now.max(self.reported_at);
+        self.is_reprieved = false;
+        // A report that covers more came late: this process was paused, not the peer silent.
+        let starved = starved.min(STARVED_MAX);
         self.rates.push(elapsed, bytes, starved);
         self.starved = if bytes > 0 { Duration::ZERO } else { self.starved.saturating_add(starved) };
     }

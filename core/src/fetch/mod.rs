@@ -243,6 +243,14 @@ impl Fetch {
         self.pulls.len()
     }
 
+    /// This process was paused until now: time in which nothing could be received proves nothing.
+    pub(crate) fn on_paused(&mut self, now: Instant, health: &mut Health) {
+        let due = self.timers.iter().take_while(|(at, _)| *at <= now).map(|(_, pull)| *pull);
+        for pull in due.collect::<Vec<_>>() {
+            self.with(now, pull, health, |pull, cx| pull.on_paused(cx));
+        }
+    }
+
     /// Fires everything due at `now`. Early, late and repeated calls are harmless.
     pub(crate) fn handle_timeout(&mut self, now: Instant, health: &mut Health) {
         while let Some((at, pull)) = self.timers.first().copied()

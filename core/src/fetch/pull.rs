@@ -103,7 +103,10 @@ enum Phase {
 
 #[derive(Debug)]
 struct Search {
+    patience: Duration,
     deadline: Instant,
+    /// Whether it was given time anew after a pause: once, lest pauses make it last for ever.
+    is_reprieved: bool,
     looking_up: bool,
     looked_up_again: bool,
     /// When the directory answered.
@@ -135,7 +138,7 @@ impl Pull {
             key,
             digest,
             verifiable,
-            phase: Phase::Searching(Search { looking_up: true, ..Search::new(now + patience, None) }),
+            phase: Phase::Searching(Search { looking_up: true, ..Search::new(now, patience, None) }),
             holders: Vec::new(),
             attempts: Attempts::default(),
             lookups_again: 0,
@@ -497,7 +500,7 @@ impl Pull {
             cx.health.on_failed(cx.now, peer, failure);
         }
         cx.health.on_released(cx.now, peer, flow.attempt.probe);
-        let search = Search::new(cx.now + RESUME_MAX, Some((peer, reason)));
+        let search = Search::new(cx.now, RESUME_MAX, Some((peer, reason)));
         self.phase = Phase::Searching(search);
         // What a tag names may differ between holders, so that halves would not fit together.
         // And of a body that is all there, nothing is left to ask for.
@@ -547,6 +550,19 @@ impl Pull {
             }
             Phase::Searching(_) | Phase::Over => {}
             Phase::Flowing(flow) => self.dismiss(cx, flow.id, flow.attempt),
+        }
+    }
+
+    /// This process was paused until now: what is due has its time anew, for answers wait in socket buffers.
+    pub(super) fn on_paused(&mut self, cx: &mut Context<'_>) {
+        match &mut self.phase {
+            Phase::Searching(search) if !search.is_reprieved => {
+                search.is_reprieved = true;
+                search.deadline = search.deadline.max(cx.now + search.patience);
+                search.hedge_at = search.hedge_at.map(|at| at.max(cx.now + cx.health.hedge_delay()));
+            }
+            Phase::Flowing(flow) => flow.on_paused(cx.now),
+            Phase::Searching(_) | Phase::Over => {}
         }
     }
 
@@ -606,8 +622,18 @@ impl Pull {
 }
 
 impl Search {
-    const fn new(deadline: Instant, left: Option<(PeerId, &'static str)>) -> Self {
-        let (looking_up, looked_up_again, found_at, hedge_at) = (false, false, None, None);
-        Self { deadline, looking_up, looked_up_again, found_at, hedge_at, asked: 0, offer: None, left }
+    fn new(now: Instant, patience: Duration, left: Option<(PeerId, &'static str)>) -> Self {
+        Self {
+            patience,
+            deadline: now + patience,
+            is_reprieved: false,
+            looking_up: false,
+            looked_up_again: false,
+            found_at: None,
+            hedge_at: None,
+            asked: 0,
+            offer: None,
+            left,
+        }
     }
 }

@@ -380,8 +380,9 @@ fn body_that_stalls_is_left_after_exactly_the_time_waited_for_the_peer() {
     let mut node = Node::new();
     let left = node.flow(1, &[1, 2]);
     node.progress(1, 0, MIB, Duration::ZERO);
-    node.advance(REPORT_INTERVAL);
-    node.progress(1, 0, 0, STALL_MAX - TICK);
+    let reports = u32::try_from(STALL_MAX.as_millis() / REPORT_INTERVAL.as_millis()).expect("a few");
+    node.progress_for(1, 0, 0, REPORT_INTERVAL, reports - 1);
+    node.progress_for(1, 0, 0, REPORT_INTERVAL - TICK, 1);
     assert_eq!(node.drain(), []);
     node.progress(1, 0, 0, TICK);
     let events = node.drain();
@@ -396,10 +397,46 @@ fn body_that_stalls_is_left_after_exactly_the_time_waited_for_the_peer() {
 fn any_byte_ends_a_stall() {
     let mut node = Node::new();
     node.flow(1, &[1, 2]);
-    node.progress(1, 0, 0, STALL_MAX - TICK);
-    node.progress(1, 0, 1, MS);
-    node.progress(1, 0, 0, STALL_MAX - TICK);
+    let nearly = u32::try_from(STALL_MAX.as_millis() / REPORT_INTERVAL.as_millis()).expect("a few") - 1;
+    for bytes in [1, 0] {
+        (0..nearly).for_each(|_| node.progress(1, 0, 0, REPORT_INTERVAL));
+        node.progress(1, 0, bytes, MS);
+    }
     assert_eq!(node.drain(), []);
+}
+
+#[test]
+fn pause_of_this_process_is_no_stall_of_its_peer() {
+    let mut node = Node::new();
+    let holder = node.flow(1, &[1, 2]);
+    node.progress(1, 0, MIB, Duration::ZERO);
+    // Longer than it may report nothing, too; the report comes right after that.
+    let pause = SILENCE_MAX * 2;
+    node.pause(pause);
+    assert_eq!(node.drain(), []);
+    node.progress(1, 0, 0, pause);
+    assert_eq!(node.drain(), []);
+    assert!(node.rank_of(holder).is_some());
+    node.advance(SILENCE_MAX);
+    assert_eq!(node.drain()[0], cancel(1, 0), "now it does say nothing");
+}
+
+#[test]
+fn pull_that_was_due_in_a_pause_of_this_process_has_its_time_anew_once() {
+    let mut node = Node::new();
+    node.pull(1, PullKind::Blob, &[1]);
+    let asked = node.fetches()[0];
+    node.pause(BLOB_ANSWER_DEADLINE * 3);
+    assert_eq!(node.drain(), [], "the answer waits in a socket buffer");
+    node.answer(1, asked.attempt, BLOB);
+    assert_eq!(node.drain(), [forward(1, asked.attempt)]);
+
+    let mut node = Node::new();
+    node.pull(1, PullKind::Blob, &[1]);
+    let asked = node.fetches()[0];
+    node.pause(BLOB_ANSWER_DEADLINE);
+    node.pause(BLOB_ANSWER_DEADLINE);
+    assert_eq!(node.drain(), [cancel(1, asked.attempt), refuse(1, RefuseReason::DeadlineExceeded, 1)]);
 }
 
 #[test]
@@ -968,6 +1005,13 @@ impl Node {
 
     fn complete(&mut self, pull: u64, attempt: u32, bytes: u64) {
         self.fetch.on_completed(self.now, PullId(pull), AttemptId(attempt), bytes, &mut self.health);
+    }
+
+    /// This process is paused.
+    fn pause(&mut self, by: Duration) {
+        self.now += by;
+        self.fetch.on_paused(self.now, &mut self.health);
+        self.fetch.handle_timeout(self.now, &mut self.health);
     }
 
     fn advance(&mut self, by: Duration) {

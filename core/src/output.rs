@@ -181,6 +181,8 @@ pub enum Output {
         pull: PullId,
         /// Why.
         reason: RefuseReason,
+        /// From whom the body came last, and why it does no more; for people.
+        left: Option<(PeerId, &'static str)>,
     },
 
     // --- people ---------------------------------------------------------------------------

@@ -14,15 +14,35 @@ use crate::{Notice, test_time};
 
 #[derive(Clone, Debug)]
 enum Step {
-    Request { tagged: bool, kind: PullKind, whole: bool },
-    Holders { peers: Vec<u8>, definitive: bool },
-    Answer { right: bool, backlog: Option<u64> },
+    Request {
+        tagged: bool,
+        kind: PullKind,
+        whole: bool,
+    },
+    Holders {
+        peers: Vec<u8>,
+        definitive: bool,
+    },
+    Answer {
+        right: bool,
+        backlog: Option<u64>,
+    },
     Fail(FetchError),
-    Progress { bytes: u64, starved_ms: u64 },
+    Progress {
+        bytes: u64,
+        starved_ms: u64,
+    },
     Complete,
     Abandon,
-    PeerDown { number: u8, forgotten: bool },
+    PeerDown {
+        number: u8,
+        forgotten: bool,
+    },
     Appeared,
+    /// This process.
+    Pause {
+        ms: u64,
+    },
 }
 
 /// What the shell knows of a pull that has not had its final answer.
@@ -126,6 +146,11 @@ impl World {
                 }
             }
             Step::Appeared => self.fetch.on_content_appeared(now, &Digest::sha256_of(b"x"), health),
+            Step::Pause { ms } => {
+                self.now += Duration::from_millis(ms);
+                self.fetch.on_paused(self.now, health);
+                self.fetch.handle_timeout(self.now, health);
+            }
         }
         self.check();
     }
@@ -241,6 +266,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Abandon),
         1 => (0..12_u8, any::<bool>()).prop_map(|(number, forgotten)| Step::PeerDown { number, forgotten }),
         1 => Just(Step::Appeared),
+        1 => (0..12_000_u64).prop_map(|ms| Step::Pause { ms }),
     ]
 }
 

@@ -610,13 +610,16 @@ impl Pull {
     fn end(&mut self, cx: &mut Context<'_>, reason: RefuseReason) {
         self.cancel_attempts(cx, |_| true);
         self.decline(cx);
-        if let Phase::Searching(Search { looking_up: true, .. }) = self.phase {
-            cx.events.push_back(Event::CancelLookup { pull: self.id });
+        let mut left = None;
+        if let Phase::Searching(search) = std::mem::replace(&mut self.phase, Phase::Over) {
+            left = search.left;
+            if search.looking_up {
+                cx.events.push_back(Event::CancelLookup { pull: self.id });
+            }
         }
-        self.phase = Phase::Over;
         cx.order(match self.total {
             None => Output::Refuse { pull: self.id, reason, attempts: self.attempts.launched() },
-            Some(_) => Output::Truncate { pull: self.id, reason },
+            Some(_) => Output::Truncate { pull: self.id, reason, left },
         });
     }
 }

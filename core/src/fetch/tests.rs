@@ -364,7 +364,7 @@ fn only_holder_is_tried_once_more_after_an_interruption_with_progress() {
     node.fail(1, 1, FetchError::Interrupted);
     assert_eq!(node.drain(), [Event::Lookup { pull: PullId(1), key: key() }], "not a third time");
     node.fetch.on_holders(node.now, PullId(1), vec![candidate(1)], true, &mut node.health);
-    assert_eq!(node.drain(), [truncate(1, RefuseReason::HoldersExhausted)]);
+    assert_eq!(node.drain(), [truncate(1, RefuseReason::HoldersExhausted, peer(1), "interrupted")]);
 }
 
 #[test]
@@ -474,14 +474,15 @@ fn stalled_only_holder_ends_in_a_truncated_body_within_three_seconds() {
         }
         if answered {
             node.fetch.on_holders(node.now, PullId(1), vec![], true, &mut node.health);
-            assert_eq!(node.drain(), [truncate(1, RefuseReason::HoldersExhausted)]);
+            assert_eq!(node.drain(), [truncate(1, RefuseReason::HoldersExhausted, peer(1), "stalled")]);
         } else {
-            let end = node.now + RESUME_MAX + RESUME_LOOKUP_MAX;
-            node.advance_to(end - TICK);
+            let ends_at = node.now + RESUME_MAX + RESUME_LOOKUP_MAX;
+            node.advance_to(ends_at - TICK);
             assert_eq!(node.drain(), []);
-            node.advance_to(end);
+            node.advance_to(ends_at);
             let lookup = Event::CancelLookup { pull: PullId(1) };
-            assert_eq!(node.drain(), [lookup, truncate(1, RefuseReason::DeadlineExceeded)]);
+            let end = truncate(1, RefuseReason::DeadlineExceeded, peer(1), "stalled");
+            assert_eq!(node.drain(), [lookup, end]);
         }
         assert!(node.now - stopped <= Duration::from_secs(3));
     }
@@ -507,13 +508,14 @@ fn stall_with_a_second_holder_costs_two_seconds_at_most_even_if_a_third_hangs() 
 #[test]
 fn resume_that_nobody_answers_ends_at_its_deadline() {
     let mut node = Node::new();
-    node.flow(1, &[1, 2]);
+    let left = node.flow(1, &[1, 2]);
     node.progress(1, 0, 5, Duration::ZERO);
     node.fail(1, 0, FetchError::Malformed);
+    let end = truncate(1, RefuseReason::DeadlineExceeded, left, "interrupted");
     node.advance(RESUME_MAX - TICK);
-    assert!(!node.drain().contains(&truncate(1, RefuseReason::DeadlineExceeded)));
+    assert!(!node.drain().contains(&end));
     node.advance(TICK);
-    assert_eq!(node.drain(), [cancel(1, 1), truncate(1, RefuseReason::DeadlineExceeded)]);
+    assert_eq!(node.drain(), [cancel(1, 1), end]);
 }
 
 #[test]
@@ -699,10 +701,11 @@ fn tag_that_breaks_off_is_not_pieced_together() {
     let mut node = Node::new();
     node.fetch.on_requested(node.now, PullId(1), key(), None, PullKind::Manifest, true, &mut node.health);
     node.holders(1, vec![candidate(1), candidate(2)]);
+    let from = node.fetches()[0].peer;
     node.answer(1, 0, 500);
     node.drain();
     node.fail(1, 0, FetchError::Interrupted);
-    assert_eq!(node.drain(), [truncate(1, RefuseReason::HoldersExhausted)]);
+    assert_eq!(node.drain(), [truncate(1, RefuseReason::HoldersExhausted, from, "interrupted")]);
 }
 
 #[test]
@@ -710,11 +713,13 @@ fn body_that_breaks_off_after_its_last_byte_is_simply_ended() {
     for length in [0, 1, BLOB] {
         let mut node = Node::new();
         node.pull(1, PullKind::Blob, &[1, 2]);
+        let from = node.fetches()[0].peer;
         node.answer(1, 0, length);
         node.drain();
         node.progress(1, 0, length, Duration::ZERO);
         node.fail(1, 0, FetchError::Interrupted);
-        assert_eq!(node.drain(), [truncate(1, RefuseReason::HoldersExhausted)], "{length} bytes");
+        let end = truncate(1, RefuseReason::HoldersExhausted, from, "interrupted");
+        assert_eq!(node.drain(), [end], "{length} bytes");
     }
 }
 
@@ -1086,8 +1091,8 @@ fn refuse(pull: u64, reason: RefuseReason, attempts: u32) -> Event {
     Event::Output(Output::Refuse { pull: PullId(pull), reason, attempts })
 }
 
-fn truncate(pull: u64, reason: RefuseReason) -> Event {
-    Event::Output(Output::Truncate { pull: PullId(pull), reason })
+fn truncate(pull: u64, reason: RefuseReason, from: PeerId, why: &'static str) -> Event {
+    Event::Output(Output::Truncate { pull: PullId(pull), reason, left: Some((from, why)) })
 }
 
 fn cancel(pull: u64, attempt: u32) -> Event {

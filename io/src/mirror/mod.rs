@@ -65,6 +65,7 @@ enum Order {
     },
     Truncate {
         reason: RefuseReason,
+        left: Option<(PeerId, &'static str)>,
     },
     /// Not to be carried out, but told: the pull has left a peer.
     NoteLeft {
@@ -128,7 +129,7 @@ impl<D: Dialer> Pulls<D> {
                 (pull, Order::Forward { attempt, report_interval })
             }
             Output::Refuse { pull, reason, attempts } => (pull, Order::Refuse { reason, attempts }),
-            Output::Truncate { pull, reason } => (pull, Order::Truncate { reason }),
+            Output::Truncate { pull, reason, left } => (pull, Order::Truncate { reason, left }),
             _ => return false,
         };
         self.pass_on(pull, order);

@@ -199,7 +199,10 @@ impl<D: Dialer> Task<D> {
                 self.end_early(reason, attempts);
                 return State::Over;
             }
-            Order::Truncate { reason } => {
+            Order::Truncate { reason, left } => {
+                if let Some((from, why)) = left {
+                    self.record.left(from, why);
+                }
                 self.end_early(reason, 0);
                 return State::Over;
             }

@@ -1,6 +1,7 @@
 use spegel_core::{FetchError, Key, PullKind, RefuseReason};
 
 use super::*;
+use crate::mirror::Failure;
 
 const ATTEMPT: AttemptId = AttemptId(1);
 
@@ -272,7 +273,9 @@ async fn truncated_transfer_ends_with_fin() {
         let Input::FetchProgressed { bytes, .. } = node.input().await else { panic!("progress expected") };
         total += bytes;
     }
-    node.pulls.perform(&Output::Truncate { pull, reason: RefuseReason::HoldersExhausted });
+    // Nobody else has it: why it went no further is told all the same.
+    let left = Some((PeerId::from_public_key(PEER), "stalled"));
+    node.pulls.perform(&Output::Truncate { pull, reason: RefuseReason::HoldersExhausted, left });
     let answer = read_to_end(&mut stream).await;
     assert_eq!((answer.status, answer.clean), (200, true));
     assert!(answer.body == bytes[..400_000], "{} bytes", answer.body.len());
@@ -281,6 +284,8 @@ async fn truncated_transfer_ends_with_fin() {
         node.metrics.encode().contains("spegel_pull_truncations_total{reason=\"holders_exhausted\"} 1\n")
     );
     assert_eq!(node.pulls.running(), 0);
+    let told = node.pulls.history().latest();
+    assert_eq!(told[0].attempts[0].failure, Some(Failure::Left("stalled")));
 }
 
 #[tokio::test]

@@ -173,7 +173,7 @@ async fn every_early_end_of_a_body_is_a_fin() {
     let ends: [(&str, End); 3] = [
         ("the core ends it", |node, pull| {
             let reason = RefuseReason::HoldersExhausted;
-            node.pulls.perform(&Output::Truncate { pull, reason });
+            node.pulls.perform(&Output::Truncate { pull, reason, left: None });
         }),
         ("the pull no longer follows orders", |node, pull| {
             for _ in 0..100 {

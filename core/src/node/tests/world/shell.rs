@@ -100,7 +100,7 @@ impl World {
                 let begun = self.finish(host, pull, End::Refused(reason, attempts));
                 assert!(!begun, "refused in mid-body");
             }
-            Output::Truncate { pull, reason } => {
+            Output::Truncate { pull, reason, .. } => {
                 let begun = self.finish(host, pull, End::Truncated(reason));
                 assert!(begun, "truncated before it began");
             }

@@ -454,7 +454,8 @@ impl Node {
         let values = lines
             .filter(|line| line.contains(labels))
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
-        Ok(values.sum())
+        // The sum of no numbers is -0 otherwise.
+        Ok(values.fold(0.0, |sum, value| sum + value))
     }
 
     // --- breaking

@@ -419,6 +419,7 @@ impl Pull {
         let peer = self.holders[index].peer;
         let Some(measured) = flow.measured(cx, peer) else { return };
         let rate = measured.rate();
+        let is_shared = flow.is_shared(cx.health.in_flight(&peer));
         let remaining = self.total.map_or(0, |total| total.saturating_sub(self.given));
         let worth = remaining > rate.saturating_mul(MOVE_WORTH.as_secs());
         // Who was idle turns out to be slower than who was busy: no fault, but no gain.
@@ -429,8 +430,8 @@ impl Pull {
             cx.order(Output::CancelFetch { pull: self.id, attempt: id });
             return self.leave(cx, None, "slow");
         }
-        if measured.peer_bound && worth && !self.holders[index].left_slow && self.has_faster(cx, index, rate)
-        {
+        let is_left = self.holders[index].left_slow;
+        if measured.peer_bound && worth && !is_left && self.has_faster(cx, index, rate, is_shared) {
             self.holders[index].left_slow = true;
             // So that the next pull does not begin there.
             note_rate(cx, peer, measured);
@@ -478,14 +479,17 @@ impl Pull {
     }
 
     /// Whether there is someone to go on with who is likely faster than `rate`. Who was left for
-    /// slowness is not: two slow holders must not hand a pull to and fro.
-    fn has_faster(&self, cx: &Context<'_>, current: usize, rate: u64) -> bool {
+    /// slowness is not: two slow holders must not hand a pull to and fro. Where several bodies share the present
+    /// holder's link, TCP gives one of them a tenth of another's: that is left for a holder that is idle (see
+    /// [`offer`]), or if it comes so slowly that the link must be broken.
+    fn has_faster(&self, cx: &Context<'_>, current: usize, rate: u64, is_shared: bool) -> bool {
         let mut others = self.holders.iter().enumerate().filter(|(index, _)| *index != current);
         others.any(|(_, other)| {
             let ready = cx.health.rank(cx.now, &other.peer, other.same_zone).is_some_and(|rank| !rank.probe);
             let known = cx.health.throughput(cx.now, &other.peer);
             let faster = match known {
                 None => rate < THROUGHPUT_FLOOR,
+                Some(known) if is_shared => rate < known.min(THROUGHPUT_FLOOR),
                 Some(known) => rate < known && rate < THROUGHPUT_FLOOR.max(known / SLOWER_TIMES),
             };
             ready && !other.failed && !other.left_slow && faster

@@ -349,6 +349,28 @@ fn body_that_was_moved_in_vain_does_not_try_every_idle_holder() {
 }
 
 #[test]
+fn small_share_of_a_busy_holder_is_no_slow_link_but_next_to_nothing_is() {
+    // A second is measured. Each comparison finds the other as busy.
+    let run = |bytes_per_second: u64| {
+        let (mut node, first, second) = sharing(BLOB);
+        node.health.on_throughput(node.now, second.peer, 100 * THROUGHPUT_FLOOR, Duration::from_secs(1));
+        let each = bytes_per_second / u64::from(reports(Duration::from_secs(1)));
+        let mut events = Vec::new();
+        for _ in 0..3 * reports(WINDOW) {
+            node.progress_for(1, first.attempt, each, REPORT_INTERVAL, 1);
+            let came = node.drain();
+            for asked in fetched(&came) {
+                node.answer_with(1, asked.attempt, BLOB - asked.skip, Some(BLOB));
+            }
+            events.extend(came);
+        }
+        events.contains(&cancel(1, first.attempt))
+    };
+    assert!(!run(2 * THROUGHPUT_FLOOR), "a fiftieth of what the other lately sent");
+    assert!(run(THROUGHPUT_FLOOR / 2));
+}
+
+#[test]
 fn hedge_to_another_zone_gets_nothing_because_the_own_zone_is_busy() {
     let mut node = Node::new();
     node.request(1, PullKind::Blob);

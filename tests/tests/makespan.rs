@@ -11,8 +11,7 @@ const NODE_MBIT: u32 = 400;
 const LAYERS: [u64; 4] = [250_000_000; 4];
 /// The headers of packets are 5 of 100 bytes.
 const ONE_LINK_RATIO_MAX: f64 = 1.1;
-/// Six of the twelve layers from each holder take 1.05 to 1.06 of the ideal, what is moved meanwhile up to 1.13; seven
-/// from one would take 1.23.
+/// Six of the twelve layers from each holder take 1.05 to 1.07 of the ideal; seven from one would take 1.23.
 const TWO_LINKS_RATIO_MAX: f64 = 1.15;
 /// Two cores run all nodes, and others may want them, too: the better of so many times counts.
 const TRIES: usize = 2;

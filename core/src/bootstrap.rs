@@ -3,7 +3,7 @@
 //! performs the events and hands peers that were reached to membership.
 //!
 //! Being alone is a state, not an error: it is attempted to be ended quickly at first, then at
-//! most once a minute for ever. That holds whatever the bootstrapper or membership do, because
+//! most once a minute for ever. Who has members looks for others ever more rarely. That holds whatever the bootstrapper or membership do, because
 //! every attempt takes a token from one [`Pacer`].
 
 #[cfg(test)]
@@ -40,9 +40,11 @@ const QUICK_MAX: Duration = Duration::from_secs(5);
 /// that cannot be joined; longer leaves a node alone after what kept it so has passed.
 const ATTEMPT_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Longest pause between attempts of a node that has members; at least half of it. Finds the other
-/// half of a cluster that was split for longer than membership remembers. Shorter is load on DNS
-/// without a reason; longer and the halves stay apart.
+/// How soon a node that has found members looks whether there are others, and how rarely in the end; the pause
+/// doubles, and is at least half of it. Nodes that start together where packets are lost may find each other in
+/// groups; and a cluster may be split for longer than membership remembers. Shorter is load on DNS without a reason;
+/// longer and the parts stay apart.
+const RECHECK_FIRST: Duration = Duration::from_secs(30);
 const RECHECK_INTERVAL: Duration = Duration::from_secs(400);
 
 /// How long the bootstrapper may take. Shorter and a slow DNS server is never heard; longer and a
@@ -130,6 +132,7 @@ pub(crate) struct Bootstrap {
     /// Bounds attempts whatever happens.
     pacer: Pacer,
     quick: Backoff,
+    recheck: Backoff,
     /// When the next attempt begins; none during one.
     attempt_at: Option<Instant>,
     /// When the question that is out counts as failed.
@@ -165,6 +168,7 @@ impl Bootstrap {
             found_nobody: false,
             pacer: Pacer::new(ATTEMPT_INTERVAL, QUICK_ATTEMPTS),
             quick: Backoff::new(QUICK_FIRST, QUICK_MAX),
+            recheck: Backoff::new(RECHECK_FIRST, RECHECK_INTERVAL),
             attempt_at: None,
             resolve_deadline: None,
             to_dial: VecDeque::new(),
@@ -263,6 +267,7 @@ impl Bootstrap {
             return;
         }
         self.quick.reset();
+        self.recheck.reset();
         // What is left was chosen for another state.
         self.to_dial.clear();
         // An attempt that is running plans the next when it ends.
@@ -325,7 +330,7 @@ impl Bootstrap {
 
     fn plan(&mut self, now: Instant) {
         let delay = if self.members > 0 {
-            self.rng.jittered(RECHECK_INTERVAL)
+            self.recheck.next_delay(&mut self.rng)
         } else if self.quick.failures() < QUICK_ATTEMPTS {
             self.quick.next_delay(&mut self.rng)
         } else {

@@ -258,9 +258,9 @@ impl Node {
     /// Fires everything due at `now`. Early, late and repeated calls are harmless.
     pub fn handle_timeout(&mut self, now: Instant) {
         let late = self.poll_timeout().map(|(due, _)| now.saturating_duration_since(due));
-        if late.is_some_and(|late| late >= PAUSE_MIN) {
+        if let Some(lasted) = late.filter(|late| *late >= PAUSE_MIN) {
             self.directory.on_paused(now);
-            self.fetch.on_paused(now, &mut self.health);
+            self.fetch.on_paused(now, lasted, &mut self.health);
             self.settle(now);
         }
         if self.inventory.is_due(now) {

@@ -401,7 +401,10 @@ fn node_with_members_looks_again_now_and_then() {
     world.dials.clear();
     world.run(HOUR, || Ok(answer(0..50)), |_| Some(peer(9)));
     let rechecks = world.attempts.len() - 1;
-    assert!((9..=18).contains(&rechecks), "{rechecks}");
+    // Half a minute, one, two and four; then six and a half; half of these at least.
+    assert!((11..=25).contains(&rechecks), "{rechecks}");
+    let soon = world.attempts.iter().filter(|at| **at <= world.attempts[0] + RECHECK_FIRST * 7).count() - 1;
+    assert_eq!(soon, 3, "{:?}", world.attempts);
     assert!(world.dials.len() <= rechecks * RECHECK_DIALS_MAX);
     assert!(world.dials.len() >= rechecks);
 }

@@ -147,8 +147,9 @@ impl World {
             }
             Step::Appeared => self.fetch.on_content_appeared(now, &Digest::sha256_of(b"x"), health),
             Step::Pause { ms } => {
-                self.now += Duration::from_millis(ms);
-                self.fetch.on_paused(self.now, health);
+                let lasted = Duration::from_millis(ms);
+                self.now += lasted;
+                self.fetch.on_paused(self.now, lasted, health);
                 self.fetch.handle_timeout(self.now, health);
             }
         }

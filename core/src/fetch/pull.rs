@@ -66,6 +66,10 @@ pub(crate) const FOUND_FRESH: Duration = Duration::from_millis(50);
 /// holders; more and a pull that goes badly keeps the directory busy.
 pub(crate) const LOOKUPS_AGAIN_MAX: u32 = 8;
 
+/// How long answers that came while this process was paused may take to be read. Shorter and it gives up on what it
+/// has; longer and each pause keeps a client waiting that had better gone upstream.
+pub(crate) const CATCH_UP: Duration = Duration::from_millis(100);
+
 /// Bodies up to this length are read and checked before any of it is forwarded: wrong bytes are
 /// then the trouble of who sent them, not of the pull. containerd keeps what it was given and
 /// offers it for commit again without asking anew, so that a wrong manifest would block its image.
@@ -103,9 +107,8 @@ enum Phase {
 
 #[derive(Debug)]
 struct Search {
-    patience: Duration,
     deadline: Instant,
-    /// Whether it was given time anew after a pause: once, lest pauses make it last for ever.
+    /// Whether it was given time back after a pause: once, lest pauses make it last for ever.
     is_reprieved: bool,
     looking_up: bool,
     looked_up_again: bool,
@@ -138,7 +141,7 @@ impl Pull {
             key,
             digest,
             verifiable,
-            phase: Phase::Searching(Search { looking_up: true, ..Search::new(now, patience, None) }),
+            phase: Phase::Searching(Search { looking_up: true, ..Search::new(now + patience, None) }),
             holders: Vec::new(),
             attempts: Attempts::default(),
             lookups_again: 0,
@@ -504,7 +507,7 @@ impl Pull {
             cx.health.on_failed(cx.now, peer, failure);
         }
         cx.health.on_released(cx.now, peer, flow.attempt.probe);
-        let search = Search::new(cx.now, RESUME_MAX, Some((peer, reason)));
+        let search = Search::new(cx.now + RESUME_MAX, Some((peer, reason)));
         self.phase = Phase::Searching(search);
         // What a tag names may differ between holders, so that halves would not fit together.
         // And of a body that is all there, nothing is left to ask for.
@@ -557,12 +560,13 @@ impl Pull {
         }
     }
 
-    /// This process was paused until now: what is due has its time anew, for answers wait in socket buffers.
-    pub(super) fn on_paused(&mut self, cx: &mut Context<'_>) {
+    /// This process was paused until now, and at least for so long: what is due is late by as much, and by the time
+    /// that it takes to read the answers that wait in socket buffers.
+    pub(super) fn on_paused(&mut self, cx: &mut Context<'_>, lasted: Duration) {
         match &mut self.phase {
             Phase::Searching(search) if !search.is_reprieved => {
                 search.is_reprieved = true;
-                search.deadline = search.deadline.max(cx.now + search.patience);
+                search.deadline = (search.deadline + lasted).max(cx.now + CATCH_UP);
                 search.hedge_at = search.hedge_at.map(|at| at.max(cx.now + cx.health.hedge_delay()));
             }
             Phase::Flowing(flow) => flow.on_paused(cx.now),
@@ -629,10 +633,9 @@ impl Pull {
 }
 
 impl Search {
-    fn new(now: Instant, patience: Duration, left: Option<(PeerId, &'static str)>) -> Self {
+    const fn new(deadline: Instant, left: Option<(PeerId, &'static str)>) -> Self {
         Self {
-            patience,
-            deadline: now + patience,
+            deadline,
             is_reprieved: false,
             looking_up: false,
             looked_up_again: false,

@@ -4,7 +4,8 @@ use super::{
     attempts::LAUNCHES_MAX,
     flow::{REPORT_INTERVAL, SILENCE_MAX, STALL_MAX},
     pull::{
-        ANSWER_DEADLINE, BLOB_ANSWER_DEADLINE, CHECKED_BYTES_MAX, FOUND_FRESH, RESUME_LOOKUP_MAX, RESUME_MAX,
+        ANSWER_DEADLINE, BLOB_ANSWER_DEADLINE, CATCH_UP, CHECKED_BYTES_MAX, FOUND_FRESH, RESUME_LOOKUP_MAX,
+        RESUME_MAX,
     },
     verify::APPEARS_WITHIN,
     *,
@@ -422,7 +423,7 @@ fn pause_of_this_process_is_no_stall_of_its_peer() {
 }
 
 #[test]
-fn pull_that_was_due_in_a_pause_of_this_process_has_its_time_anew_once() {
+fn pull_that_was_due_in_a_pause_of_this_process_has_its_time_back_once() {
     let mut node = Node::new();
     node.pull(1, PullKind::Blob, &[1]);
     let asked = node.fetches()[0];
@@ -437,6 +438,24 @@ fn pull_that_was_due_in_a_pause_of_this_process_has_its_time_anew_once() {
     node.pause(BLOB_ANSWER_DEADLINE);
     node.pause(BLOB_ANSWER_DEADLINE);
     assert_eq!(node.drain(), [cancel(1, asked.attempt), refuse(1, RefuseReason::DeadlineExceeded, 1)]);
+}
+
+#[test]
+fn pause_keeps_a_client_waiting_for_as_long_as_it_lasted_and_to_read_what_came() {
+    // What was due in the pause is to ask another holder, and to give up.
+    for (before, left) in
+        [(CATCH_UP, BLOB_ANSWER_DEADLINE - CATCH_UP), (BLOB_ANSWER_DEADLINE - TICK, CATCH_UP)]
+    {
+        let mut node = Node::new();
+        node.pull(1, PullKind::Blob, &[1]);
+        let asked = node.fetches()[0];
+        node.now += before;
+        node.pause(MS * 60);
+        node.advance(left - TICK);
+        assert_eq!(node.drain(), []);
+        node.advance(TICK);
+        assert_eq!(node.drain(), [cancel(1, asked.attempt), refuse(1, RefuseReason::DeadlineExceeded, 1)]);
+    }
 }
 
 #[test]
@@ -1015,7 +1034,7 @@ impl Node {
     /// This process is paused.
     fn pause(&mut self, by: Duration) {
         self.now += by;
-        self.fetch.on_paused(self.now, &mut self.health);
+        self.fetch.on_paused(self.now, by, &mut self.health);
         self.fetch.handle_timeout(self.now, &mut self.health);
     }
 

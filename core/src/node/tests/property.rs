@@ -86,6 +86,40 @@ impl World {
     }
 }
 
+#[test]
+fn pauses_of_who_asks_make_its_client_wait_for_no_longer_than_they_last() {
+    for pause in [60, 150, 400, 1_000, 2_500] {
+        for asked_before in [1, 40, 400, 1_700, 1_990] {
+            let mut world = World::empty(1, HOSTS);
+            world.hosts[0].contents.insert(digest(0), SIZE);
+            (0..HOSTS).for_each(|host| world.start(host));
+            world.run(ms(30_000));
+            world.kill(0, true);
+            let pull = world.pull(1, digest(0), PullKind::Blob);
+            world.run(ms(asked_before));
+            world.freeze(1, ms(pause));
+            world.run(ms(10_000));
+            assert!(matches!(world.end(1, pull), Some(End::Refused(..))), "{:?}", world.end(1, pull));
+        }
+    }
+}
+
+#[test]
+fn groups_that_could_not_see_each_other_at_first_are_one_cluster_within_minutes() {
+    for seed in 0..20 {
+        let mut world = World::empty(seed, HOSTS);
+        world.cuts = [(0, 2), (0, 3), (1, 2), (1, 3)].into();
+        (0..HOSTS).for_each(|host| world.start(host));
+        world.run(ms(10_000));
+        assert_eq!(world.node(0).membership.len(), 1, "two and two");
+        world.cuts.clear();
+        world.run(ms(120_000));
+        for host in 0..HOSTS {
+            assert_eq!(world.node(host).membership.len(), HOSTS - 1, "of {host}, seed {seed}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, max_shrink_iters: 400, ..ProptestConfig::default() })]
 

@@ -19,9 +19,9 @@ const BYTES_PER_TICK: u64 = MB;
 const TICK: Duration = Duration::from_millis(100);
 
 /// How long a client may wait for a blob to begin, and in mid-body without a byte. Both are
-/// promises of `fetch`, with a report and a timer that may be late.
-const BEGIN_MAX: Duration = Duration::from_millis(2_030);
-const SILENT_MAX: Duration = Duration::from_millis(3_130);
+/// promises of `fetch`, with a report and a timer that may be late, and the time to catch up with a pause.
+const BEGIN_MAX: Duration = Duration::from_millis(2_130);
+const SILENT_MAX: Duration = Duration::from_millis(3_230);
 
 /// More rounds of timeouts at one moment mean that a shell would spin.
 const ROUNDS_MAX: usize = 10;

@@ -42,7 +42,7 @@ const GREET_SPREAD: Duration = Duration::from_millis(1);
 /// How often one owner, each in turn, is asked whether it still believes the same. Announcements
 /// are confirmed, so this only finds what should not happen. More often and idle clusters talk
 /// more; less often and what got lost stays lost for longer.
-const RECONCILE_INTERVAL: Duration = Duration::from_secs(10);
+pub(super) const RECONCILE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What is held, who owns it, and what they were told.
 #[derive(Debug)]

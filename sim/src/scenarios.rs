@@ -589,7 +589,8 @@ pub fn idle_cluster() -> Scenario {
             if work.sends > 120 * RESTING_SENDS_PER_SECOND_MAX {
                 return Err(format!("{node} talks too much for an idle node: {work:?}"));
             }
-            if work.inspections + work.reads > 0 || work.lists > 1 || work.resolves > 1 {
+            // And two looks for others, which become rarer.
+            if work.inspections + work.reads > 0 || work.lists > 1 || work.resolves > 2 {
                 return Err(format!("{node} does too much for an idle node: {work:?}"));
             }
         }

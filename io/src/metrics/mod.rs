@@ -3,6 +3,7 @@
 //! keep working. Decides nothing and is never read by anything that decides; written to by
 //! the registry, the mirror and the shell.
 
+mod format;
 mod http;
 mod process;
 mod report;
@@ -17,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use ::http::{HeaderValue, header};
+use ::http::{HeaderMap, HeaderValue, header};
 use axum::{Router, extract::State, response::IntoResponse, routing};
 use prometheus_client::{
     encoding::text,
@@ -34,7 +35,7 @@ use spegel_core::{
     check::{self, Check, Finding},
 };
 
-use self::http::observe_debug;
+use self::{format::Format, http::observe_debug};
 use crate::{clock, shell::Reports};
 
 /// Most registries told apart in labels; the rest share `other`. Fewer and a cluster with many
@@ -97,6 +98,7 @@ struct Families {
     truncations: Family<Labels<1>, Counter>,
     bypassed_images: Counter,
     members: Gauge,
+    shunned_peers: Family<Labels<1>, Counter>,
     strangers: Family<Labels<1>, Counter>,
     cluster_secrets: Family<Labels<2>, Gauge>,
     checks: Family<Labels<1>, Gauge>,
@@ -145,6 +147,7 @@ impl Metrics {
             truncations: Family::default(),
             bypassed_images: Counter::default(),
             members: Gauge::default(),
+            shunned_peers: Family::default(),
             strangers: Family::default(),
             cluster_secrets: Family::default(),
             checks: Family::default(),
@@ -215,6 +218,11 @@ impl Metrics {
     /// How many members of the cluster are alive, this node among them.
     fn set_members(&self, count: u64) {
         self.0.members.set(gauge_value(count));
+    }
+
+    /// Another node is not asked for content for a while. `reason` is one of a few fixed words.
+    fn peer_shunned(&self, reason: &'static str) {
+        self.0.shunned_peers.get_or_create(&[("reason", reason.into())]).inc();
     }
 
     /// Somebody who does not show what is asked for was refused. `reason` is one of a few fixed
@@ -342,6 +350,11 @@ impl Families {
             self.bypassed_images.clone(),
         );
         registry.register(
+            "spegel_shunned_peers",
+            "Times that another node was not asked for content any more for a while",
+            self.shunned_peers.clone(),
+        );
+        registry.register(
             "spegel_strangers_refused",
             "Requests, answers and connections refused for lack of credentials or the cluster secret",
             self.strangers.clone(),
@@ -374,13 +387,16 @@ pub fn router(metrics: Metrics, reports: Reports, shown: Option<PeerId>, others:
     router.with_state((metrics, reports)).merge(others).layer(observe)
 }
 
-async fn encode(State((metrics, reports)): State<(Metrics, Reports)>) -> impl IntoResponse {
+async fn encode(
+    State((metrics, reports)): State<(Metrics, Reports)>,
+    headers: HeaderMap,
+) -> impl IntoResponse {
     // Without a report the gauges stay at what they were.
     if let Some(report) = reports.report().await {
         metrics.reported(&report);
     }
-    let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-    ([(header::CONTENT_TYPE, kind)], metrics.encode())
+    let format = Format::accepted(&headers);
+    ([(header::CONTENT_TYPE, HeaderValue::from_static(format.content_type()))], format.write(metrics.encode()))
 }
 
 async fn metadata(peer: PeerId) -> impl IntoResponse {
@@ -442,6 +458,8 @@ mod tests {
         let secrets = ClusterSecrets::parse(b"0123456789abcdef0123456789abcdef").unwrap();
         metrics.set_cluster_secrets(&secrets);
         metrics.bytes_served(Source::Local, 70_000);
+        let (peer, duration) = (PeerId::from_public_key([2; 32]), Duration::from_secs(1));
+        metrics.noticed(&Notice::PeerShunned { peer, reason: "wrong_content", duration });
         metrics.noticed(&Notice::ImageUnusual {
             image: "docker.io/library/odd:1".to_owned(),
             digest: Digest::sha256_of(b"odd"),

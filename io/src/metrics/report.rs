@@ -24,5 +24,8 @@ impl Metrics {
         if let Notice::ImageUnusual { reason, .. } = notice {
             self.image_found_unusual(reason);
         }
+        if let Notice::PeerShunned { reason, .. } = notice {
+            self.peer_shunned(reason);
+        }
     }
 }

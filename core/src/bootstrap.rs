@@ -3,8 +3,9 @@
 //! performs the events and hands peers that were reached to membership.
 //!
 //! Being alone is a state, not an error: it is attempted to be ended quickly at first, then at
-//! most once a minute for ever. Who has members looks for others ever more rarely. That holds whatever the bootstrapper or membership do, because
-//! every attempt takes a token from one [`Pacer`].
+//! most once a minute for ever. Who has members looks for others too, soon at first and then every
+//! few minutes. No more often than that, whatever the bootstrapper or membership do, because every
+//! attempt takes a token from one [`Pacer`].
 
 #[cfg(test)]
 mod model;

@@ -85,6 +85,8 @@ pub struct Node {
     malformed: BTreeMap<PeerId, Instant>,
     ready: bool,
     shutdown: Option<Shutdown>,
+    /// When it was called last.
+    called_at: Instant,
     outputs: VecDeque<Output>,
 }
 
@@ -176,6 +178,7 @@ impl Node {
             malformed: BTreeMap::new(),
             ready: false,
             shutdown: None,
+            called_at: now,
             outputs: VecDeque::new(),
         };
         node.membership.wait_for_addrs(now);
@@ -186,6 +189,7 @@ impl Node {
 
     /// Applies one input. `now` must not go backwards between calls.
     pub fn handle(&mut self, now: Instant, input: Input) {
+        self.notice_pause(now);
         match input {
             Input::ContainerdConnected { version } => self.inventory.on_connected(now, version),
             Input::ContainerdDisconnected { cause } => self.inventory.on_disconnected(now, cause),
@@ -255,14 +259,21 @@ impl Node {
         self.settle(now);
     }
 
-    /// Fires everything due at `now`. Early, late and repeated calls are harmless.
-    pub fn handle_timeout(&mut self, now: Instant) {
-        let late = self.poll_timeout().map(|(due, _)| now.saturating_duration_since(due));
-        if let Some(lasted) = late.filter(|late| *late >= PAUSE_MIN) {
+    /// Sees whether this process was paused before it was called: something was due, and nobody called.
+    fn notice_pause(&mut self, now: Instant) {
+        let called_at = std::mem::replace(&mut self.called_at, now);
+        let Some((due, _)) = self.poll_timeout() else { return };
+        let lasted = now.saturating_duration_since(due.max(called_at));
+        if lasted >= PAUSE_MIN {
             self.directory.on_paused(now);
             self.fetch.on_paused(now, lasted, &mut self.health);
             self.settle(now);
         }
+    }
+
+    /// Fires everything due at `now`. Early, late and repeated calls are harmless.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.notice_pause(now);
         if self.inventory.is_due(now) {
             self.inventory.handle_timeout(now);
         }

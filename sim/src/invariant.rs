@@ -20,6 +20,9 @@ use crate::{containerd::Containerd, image::Image};
 const ANSWER_MAX: Duration = Duration::from_millis(1050);
 const BLOB_ANSWER_MAX: Duration = Duration::from_millis(2050);
 
+/// The same after a pause of the process in which that was due: as long as answers may take to be read.
+const CATCH_UP_MAX: Duration = Duration::from_millis(150);
+
 /// Longest that a body may pause for want of a peer: a stall, a resume, a resume by another lookup,
 /// and a report or two. A core that overlooks a stall is told by the silence of its shell only
 /// after five seconds, if at all.
@@ -213,10 +216,13 @@ impl Watch {
         self.stirred_at = self.stirred_at.max(at);
     }
 
-    /// A process does not run between now and then: what is due is due after.
-    pub fn frozen(&mut self, node: &str, until: Duration) {
+    /// A process does not run from `at` to `until`: what is due is due after.
+    pub fn frozen(&mut self, node: &str, at: Duration, until: Duration) {
         if let Some(node) = self.nodes.get_mut(node) {
             node.excused_until = node.excused_until.max(until);
+            for pull in node.pulls.values_mut() {
+                pull.deadline = (pull.deadline + until.saturating_sub(at)).max(until + CATCH_UP_MAX);
+            }
         }
         self.disturbed(until);
     }
@@ -497,11 +503,11 @@ impl Watch {
             }
             let excuse = |due: Duration, slack: Duration| due.max(node.excused_until + slack);
             for (pull, watched) in &node.pulls {
-                let (due, slack, what) = match watched.moved_at {
-                    None => (watched.deadline, BLOB_ANSWER_MAX, "has not answered in time"),
-                    Some(at) => (at + PAUSE_MAX, PAUSE_MAX, "neither goes on with nor ends"),
+                let (due, what) = match watched.moved_at {
+                    None => (watched.deadline, "has not answered in time"),
+                    Some(at) => (excuse(at + PAUSE_MAX, PAUSE_MAX), "neither goes on with nor ends"),
                 };
-                if excuse(due, slack) < at {
+                if due < at {
                     late = Some(format!("{name} {what} pull {pull}"));
                 }
             }

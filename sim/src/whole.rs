@@ -249,7 +249,7 @@ impl<'a> World<'a> {
             }
             Fault::Freeze { node, pause } => {
                 self.change_links_of(node, |link| link.silences += 1);
-                lock(&self.watch).frozen(node, now + *pause);
+                lock(&self.watch).frozen(node, now, now + *pause);
                 self.thaws.push((now + *pause, node.clone()));
             }
             Fault::Partition { left, right } => {

@@ -180,11 +180,10 @@ impl Lookups {
         self.slow.insert(owner, now + SLOW_MEMORY);
     }
 
-    /// This process was paused until now: what is due has its time anew, for answers wait in socket buffers.
+    /// This process was paused until now: each lookup has its time anew, for answers wait in socket buffers.
     pub(super) fn on_paused(&mut self, now: Instant) {
         let patience = self.patience();
-        let is_due = |lookup: &Lookup| lookup.wakes_at().is_some_and(|at| at <= now);
-        for lookup in self.active.values_mut().filter(|lookup| !lookup.is_reprieved && is_due(lookup)) {
+        for lookup in self.active.values_mut().filter(|lookup| !lookup.is_reprieved) {
             lookup.is_reprieved = true;
             lookup.hedge_at = now + self.resolve_timeout;
             lookup.deadline = now + if lookup.holders.is_empty() { patience } else { self.resolve_timeout };
@@ -389,12 +388,10 @@ mod tests {
     }
 
     #[test]
-    fn lookup_that_was_due_in_a_pause_of_this_process_has_its_time_anew_once() {
+    fn lookup_has_its_time_anew_after_a_pause_of_this_process_once() {
         let (now, mut lookups) = start();
         let id = lookups.begin(now, key(), Vec::new(), owners());
         assert_eq!(steps(&mut lookups), asks(id, 1));
-        lookups.on_paused(now + PATIENCE - TICK);
-        assert_eq!(lookups.poll_timeout(), Some(now + PATIENCE), "it was not due yet");
         let woken = now + DEADLINE_MIN * 5;
         lookups.on_paused(woken);
         lookups.handle_timeout(woken);
@@ -408,6 +405,19 @@ mod tests {
         let paused_again = woken + DEADLINE_MIN;
         lookups.on_paused(paused_again);
         lookups.handle_timeout(paused_again);
+        assert_eq!(steps(&mut lookups), answers(id, &[], Outcome::Unanswered));
+    }
+
+    #[test]
+    fn lookup_that_is_due_right_after_a_pause_has_its_time_anew_too() {
+        let (now, mut lookups) = start();
+        let id = lookups.begin(now, key(), Vec::new(), [peer(1)]);
+        steps(&mut lookups);
+        let woken = now + DEADLINE_MIN - TICK;
+        lookups.on_paused(woken);
+        lookups.handle_timeout(woken + DEADLINE_MIN - TICK);
+        assert_eq!(steps(&mut lookups), []);
+        lookups.handle_timeout(woken + DEADLINE_MIN);
         assert_eq!(steps(&mut lookups), answers(id, &[], Outcome::Unanswered));
     }
 

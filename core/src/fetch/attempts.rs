@@ -1,6 +1,10 @@
 //! What holders were asked of one pull, and have not answered.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Instant};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use crate::AttemptId;
 
@@ -17,6 +21,12 @@ pub(super) struct Attempt {
     pub(super) skip: u64,
     pub(super) launched_at: Instant,
     pub(super) probe: bool,
+}
+
+impl Attempt {
+    pub(super) fn on_paused(&mut self, now: Instant, lasted: Duration) {
+        self.launched_at = (self.launched_at + lasted).min(now);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -61,6 +71,11 @@ impl Attempts {
 
     pub(super) fn remove(&mut self, id: AttemptId) -> Option<Attempt> {
         self.waiting.remove(&id)
+    }
+
+    /// Nothing could be heard of them for so long until now: that is no slowness of theirs.
+    pub(super) fn on_paused(&mut self, now: Instant, lasted: Duration) {
+        self.waiting.values_mut().for_each(|attempt| attempt.on_paused(now, lasted));
     }
 
     /// Takes those of one holder out.

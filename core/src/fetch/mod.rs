@@ -245,8 +245,7 @@ impl Fetch {
 
     /// This process was paused until now, for so long at least: time in which nothing could be received proves nothing.
     pub(crate) fn on_paused(&mut self, now: Instant, lasted: Duration, health: &mut Health) {
-        let due = self.timers.iter().take_while(|(at, _)| *at <= now).map(|(_, pull)| *pull);
-        for pull in due.collect::<Vec<_>>() {
+        for pull in self.pulls.keys().copied().collect::<Vec<_>>() {
             self.with(now, pull, health, |pull, cx| pull.on_paused(cx, lasted));
         }
     }

@@ -40,8 +40,8 @@ pub(crate) const RESUME_MAX: Duration = Duration::from_millis(900);
 /// client goes upstream for the rest.
 pub(crate) const RESUME_LOOKUP_MAX: Duration = Duration::from_millis(900);
 
-/// A peer is left when another was lately this many times faster. Fewer and pulls run after
-/// ordinary differences of load, paying a connection and a slow start each time; more and a
+/// A peer is left when another was lately this many times faster, unless others wait for it as well. Fewer and pulls
+/// run after ordinary differences of load, paying a connection and a slow start each time; more and a
 /// broken link is put up with.
 pub(crate) const SLOWER_TIMES: u64 = 4;
 
@@ -66,8 +66,12 @@ pub(crate) const FOUND_FRESH: Duration = Duration::from_millis(50);
 /// holders; more and a pull that goes badly keeps the directory busy.
 pub(crate) const LOOKUPS_AGAIN_MAX: u32 = 8;
 
-/// How long answers that came while this process was paused may take to be read. Shorter and it gives up on what it
-/// has; longer and each pause keeps a client waiting that had better gone upstream.
+/// Most time that a search is given back for pauses of this process. Less and a pull that was paused twice gives up on
+/// holders that had no time to answer; more and a process that is paused all the time keeps its clients waiting.
+pub(crate) const TIME_BACK_MAX: Duration = Duration::from_secs(1);
+
+/// How long answers that came in a pause may take to be read, once for each search. Shorter and it gives up on what it
+/// has; longer and a client waits that had better gone upstream.
 pub(crate) const CATCH_UP: Duration = Duration::from_millis(100);
 
 /// Bodies up to this length are read and checked before any of it is forwarded: wrong bytes are
@@ -108,8 +112,10 @@ enum Phase {
 #[derive(Debug)]
 struct Search {
     deadline: Instant,
-    /// Whether it was given time back after a pause: once, lest pauses make it last for ever.
-    is_reprieved: bool,
+    /// How much of what pauses took it may still be given back.
+    time_back: Duration,
+    /// Whether it was given [`CATCH_UP`] after a pause.
+    has_caught_up: bool,
     looking_up: bool,
     looked_up_again: bool,
     /// When the directory answered.
@@ -483,7 +489,7 @@ impl Pull {
 
     /// Whether there is someone to go on with who is likely faster than `rate`. Who was left for
     /// slowness is not: two slow holders must not hand a pull to and fro. Where several bodies share the present
-    /// holder's link, TCP gives one of them a tenth of another's: that is left for a holder that is idle (see
+    /// holder's link, TCP gives one of them a quarter of another's: that is left for a holder that is idle (see
     /// [`offer`]), or if it comes so slowly that the link must be broken.
     fn has_faster(&self, cx: &Context<'_>, current: usize, rate: u64, is_shared: bool) -> bool {
         let mut others = self.holders.iter().enumerate().filter(|(index, _)| *index != current);
@@ -560,17 +566,16 @@ impl Pull {
         }
     }
 
-    /// This process was paused until now, and at least for so long: what is due is late by as much, and by the time
-    /// that it takes to read the answers that wait in socket buffers.
+    /// This process was paused until now, and at least for so long, in which no answer could be read.
     pub(super) fn on_paused(&mut self, cx: &mut Context<'_>, lasted: Duration) {
+        self.attempts.on_paused(cx.now, lasted);
         match &mut self.phase {
-            Phase::Searching(search) if !search.is_reprieved => {
-                search.is_reprieved = true;
-                search.deadline = (search.deadline + lasted).max(cx.now + CATCH_UP);
+            Phase::Searching(search) => {
+                search.on_paused(cx.now, lasted);
                 search.hedge_at = search.hedge_at.map(|at| at.max(cx.now + cx.health.hedge_delay()));
             }
-            Phase::Flowing(flow) => flow.on_paused(cx.now),
-            Phase::Searching(_) | Phase::Over => {}
+            Phase::Flowing(flow) if flow.silent_at() <= cx.now => flow.on_paused(cx.now),
+            Phase::Flowing(_) | Phase::Over => {}
         }
     }
 
@@ -636,7 +641,8 @@ impl Search {
     const fn new(deadline: Instant, left: Option<(PeerId, &'static str)>) -> Self {
         Self {
             deadline,
-            is_reprieved: false,
+            time_back: TIME_BACK_MAX,
+            has_caught_up: false,
             looking_up: false,
             looked_up_again: false,
             found_at: None,
@@ -644,6 +650,18 @@ impl Search {
             asked: 0,
             offer: None,
             left,
+        }
+    }
+
+    fn on_paused(&mut self, now: Instant, lasted: Duration) {
+        let back = lasted.min(self.time_back);
+        self.time_back -= back;
+        self.deadline += back;
+        if self.deadline < now + CATCH_UP && !std::mem::replace(&mut self.has_caught_up, true) {
+            self.deadline = now + CATCH_UP;
+        }
+        if let Some(offer) = &mut self.offer {
+            offer.attempt.on_paused(now, lasted);
         }
     }
 }

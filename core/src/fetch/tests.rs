@@ -5,7 +5,7 @@ use super::{
     flow::{REPORT_INTERVAL, SILENCE_MAX, STALL_MAX},
     pull::{
         ANSWER_DEADLINE, BLOB_ANSWER_DEADLINE, CATCH_UP, CHECKED_BYTES_MAX, FOUND_FRESH, RESUME_LOOKUP_MAX,
-        RESUME_MAX,
+        RESUME_MAX, TIME_BACK_MAX,
     },
     verify::APPEARS_WITHIN,
     *,
@@ -432,30 +432,57 @@ fn pull_that_was_due_in_a_pause_of_this_process_has_its_time_back_once() {
     node.answer(1, asked.attempt, BLOB);
     assert_eq!(node.drain(), [forward(1, asked.attempt)]);
 
+    // As often as it likes, but a client waits no longer for that than this.
     let mut node = Node::new();
     node.pull(1, PullKind::Blob, &[1]);
-    let asked = node.fetches()[0];
-    node.pause(BLOB_ANSWER_DEADLINE);
-    node.pause(BLOB_ANSWER_DEADLINE);
+    let (begun, asked) = (node.now, node.fetches()[0]);
+    while node.now < begun + BLOB_ANSWER_DEADLINE + TIME_BACK_MAX - MS * 100 {
+        node.pause(MS * 100);
+        assert_eq!(node.drain(), []);
+    }
+    node.pause(MS * 100);
+    assert_eq!(node.drain(), [], "what has come is read");
+    node.advance(CATCH_UP);
     assert_eq!(node.drain(), [cancel(1, asked.attempt), refuse(1, RefuseReason::DeadlineExceeded, 1)]);
 }
 
 #[test]
 fn pause_keeps_a_client_waiting_for_as_long_as_it_lasted_and_to_read_what_came() {
-    // What was due in the pause is to ask another holder, and to give up.
-    for (before, left) in
-        [(CATCH_UP, BLOB_ANSWER_DEADLINE - CATCH_UP), (BLOB_ANSWER_DEADLINE - TICK, CATCH_UP)]
-    {
+    // The deadline is long after the pause, right after it, or in it.
+    let pause = MS * 60;
+    for (before, left) in [
+        (CATCH_UP, BLOB_ANSWER_DEADLINE - CATCH_UP),
+        (BLOB_ANSWER_DEADLINE - pause - TICK, CATCH_UP),
+        (BLOB_ANSWER_DEADLINE - TICK, CATCH_UP),
+    ] {
         let mut node = Node::new();
         node.pull(1, PullKind::Blob, &[1]);
         let asked = node.fetches()[0];
         node.now += before;
-        node.pause(MS * 60);
+        node.pause(pause);
         node.advance(left - TICK);
         assert_eq!(node.drain(), []);
         node.advance(TICK);
         assert_eq!(node.drain(), [cancel(1, asked.attempt), refuse(1, RefuseReason::DeadlineExceeded, 1)]);
     }
+}
+
+#[test]
+fn pause_of_this_process_is_no_slowness_of_whom_it_has_asked() {
+    let ranks_after = |wait: fn(&mut Node)| {
+        let mut node = Node::new();
+        node.pull(1, PullKind::Blob, &[1, 2]);
+        let first = node.fetches()[0];
+        // Another is asked beside it.
+        node.advance(node.health.hedge_delay());
+        let second = node.fetches()[0];
+        wait(&mut node);
+        node.answer(1, first.attempt, BLOB);
+        [first, second].map(|asked| node.rank_of(asked.peer))
+    };
+    let at_once = ranks_after(|_| ());
+    assert_eq!(ranks_after(|node| node.pause(MS * 1500)), at_once);
+    assert_ne!(ranks_after(|node| node.advance(MS * 1500)), at_once, "slowness is noticed");
 }
 
 #[test]

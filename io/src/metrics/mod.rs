@@ -396,7 +396,10 @@ async fn encode(
         metrics.reported(&report);
     }
     let format = Format::accepted(&headers);
-    ([(header::CONTENT_TYPE, HeaderValue::from_static(format.content_type()))], format.write(metrics.encode()))
+    (
+        [(header::CONTENT_TYPE, HeaderValue::from_static(format.content_type()))],
+        format.write(metrics.encode()),
+    )
 }
 
 async fn metadata(peer: PeerId) -> impl IntoResponse {

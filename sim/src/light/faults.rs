@@ -130,7 +130,7 @@ impl World<'_> {
         let until = self.now + pause;
         let machine = &mut self.machines[node];
         machine.frozen_until = machine.frozen_until.max(until);
-        self.watch.frozen(&machine.name, until);
+        self.watch.frozen(&machine.name, self.now, until);
         // As in the shell, what has come in meanwhile is looked at before what is due.
         self.at(until + Duration::from_micros(1), Event::Thaw { node });
     }

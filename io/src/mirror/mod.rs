@@ -1,8 +1,8 @@
 //! Pulls: requests that this node cannot answer from local content. Each runs as a task that
 //! tells the core what happens and carries out what the core orders; bytes go from a peer to
-//! the client without touching the core, or this process where the kernel can move them. Decides nothing: not whom to ask, how long to wait,
-//! when to move to another peer, or what to answer. Called by the registry for each such
-//! request and by the shell with each order.
+//! the client without touching the core, or this process where the kernel can move them. Decides
+//! nothing: not whom to ask, how long to wait, when to move to another peer, or what to answer.
+//! Called by the registry for each such request and by the shell with each order.
 
 mod answer;
 mod history;

@@ -1,11 +1,14 @@
 //! A real Prometheus scrapes a cluster in which pulls go well, badly and nowhere: every query of the dashboard then has
 //! an answer that is a number. And the query that tells how far a rotation of the cluster secret has come tells it.
+//! Who asks for a page of metrics gets it in a format that he reads.
 #![allow(clippy::disallowed_methods, reason = "real parts run on the real clock; nothing here is simulated")]
 #![allow(clippy::print_stdout, reason = "figures are worth reading when a test passes too")]
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write as _;
 use std::net::SocketAddr;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -13,7 +16,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use spegel_tests::{
     BodyEnd, Cluster, ClusterOptions, Generation, Image, ImageSpec, METRICS_PORT, Node, OTHER_SECRET,
-    Process, Puller, SECRET, chart_dir, mib, prometheus, wait_for,
+    Process, Puller, SECRET, chart_dir, mib, prometheus, promtool, wait_for,
 };
 
 const PORT: u16 = 9099;
@@ -163,6 +166,49 @@ fn every_query_of_the_dashboard_has_an_answer() {
         println!("{title}: {values:?}");
     }
     assert!(silent.is_empty(), "{silent:#?}\n{}", cluster.logs());
+}
+
+/// What `promtool check metrics` says of a page, which is nothing where all is well.
+fn complaints(page: &[u8]) -> Result<(), String> {
+    let mut command = Command::new(promtool());
+    let command = command.args(["check", "metrics"]).stdin(Stdio::piped());
+    let mut promtool =
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("promtool starts");
+    promtool.stdin.take().expect("a pipe").write_all(page).expect("promtool reads");
+    let output = promtool.wait_with_output().expect("promtool ends");
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    if output.status.success() && said.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("{}: {said}", output.status))
+    }
+}
+
+#[test]
+fn page_of_metrics_is_in_the_format_that_is_asked_for() {
+    let cluster = Cluster::with_spegel(ClusterOptions::new(2, Generation::V2_1));
+    let [holder, node] = cluster.nodes.as_slice() else { panic!("two nodes") };
+    let image = cluster.held_image(&ImageSpec::new("page", "1", &[1000]).single(), &[holder], node);
+    cluster.expect("pull", node.pull(Puller::Cri, &image.by_tag()));
+    ask_around(&cluster, node, &image);
+    let address = SocketAddr::new(node.address(), METRICS_PORT);
+    let page = |headers: &[(&str, &str)]| {
+        let answer = cluster.expect("connect", node.connect(address)).get("/metrics", headers);
+        let answer = cluster.expect("GET", answer);
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert!(answer.text().contains("spegel_mirror_requests_total{"), "{}", answer.text());
+        answer
+    };
+
+    let text = page(&[]);
+    assert!(text.header("content-type").starts_with("text/plain; version=0.0.4"), "{:?}", text.headers);
+    complaints(&text.body).unwrap_or_else(|said| panic!("{said}\n{}", text.text()));
+    complaints(b"# TYPE a counter\na 1\n").expect_err("promtool notices what is wrong");
+
+    let openmetrics = page(&[("Accept", "application/openmetrics-text")]);
+    let kind = openmetrics.header("content-type");
+    assert!(kind.starts_with("application/openmetrics-text; version=1.0.0"), "{kind}");
+    assert!(openmetrics.text().ends_with("\n# EOF\n"), "{}", openmetrics.text());
 }
 
 #[test]

@@ -123,6 +123,8 @@ fn liar_is_shunned(cluster: &Cluster, puller: &Node, liar: &StandIn, another: &I
         "{} says {told} times that content is wrong",
         puller.name
     );
+    let counted = puller.metric("spegel_shunned_peers_total", "reason=\"wrong_content\"");
+    assert!(cluster.expect("metrics", counted) > 0.5, "{} does not count it", puller.name);
     let asked = liar.asked();
     let took = cluster.expect("pull of another image", puller.pull(Puller::Cri, &another.by_tag()));
     cluster.expect("content", puller.verify(another));

@@ -125,7 +125,11 @@ impl Distribution {
             Self::Eks => "spec.containerd.config of the node's NodeConfig",
             Self::Gke => "containerd's configuration of the node pool",
             Self::Kind => "containerdConfigPatches of kind's configuration",
-            Self::Aks | Self::Plain => "/etc/containerd/config.toml",
+            Self::Aks => "/etc/containerd/config.toml",
+            // In a pod several look like this that write that file themselves.
+            Self::Plain => {
+                "/etc/containerd/config.toml, or where your distribution has that file written from"
+            }
         }
     }
 
@@ -154,6 +158,54 @@ mod tests {
             assert_eq!(Distribution::detect(|path| one.marks().contains(&path)), one);
             assert!(one.socket().starts_with('/') && one.content_path().ends_with(".content"), "{one:?}");
         }
+    }
+
+    /// The table under "Where things are" names paths as the distributions' documentation does.
+    #[test]
+    fn paths_are_those_of_the_documentation() {
+        const DOCS: &str = include_str!("../../../docs/troubleshooting.md");
+        const DIRECTORY: &str = "io.containerd.content.v1.content";
+        let table =
+            DOCS.split("## Where things are").nth(1).expect("the documentation says where things are");
+        let rows: Vec<[&str; 5]> = table
+            .lines()
+            .filter(|line| line.starts_with("| "))
+            .filter_map(|line| {
+                line.trim_matches('|').split('|').map(str::trim).collect::<Vec<_>>().try_into().ok()
+            })
+            .collect();
+        assert_eq!(rows.len(), 7, "a head and six rows");
+        let [_, first, rest @ ..] = rows.as_slice() else { panic!("no rows") };
+        let mut above = *first;
+        let mut told = 0;
+        for row in std::iter::once(first).chain(rest) {
+            let full: [&str; 5] = std::array::from_fn(|column| match row[column] {
+                "the same" => first[column],
+                "as k3s" => above[column],
+                own => own,
+            });
+            above = full;
+            let [names, socket, config, hosts, store] = full.map(|cell| cell.trim_matches('`'));
+            let beside = config.rsplit_once('/').map(|(dir, _)| format!("{dir}/certs.d"));
+            let hosts =
+                if hosts == "certs.d` beside it" { beside.expect("a path") } else { hosts.to_owned() };
+            for name in names.split(", ") {
+                let one = named(name);
+                assert_eq!(one.socket(), socket, "{name}");
+                assert_eq!(one.config_files()[0], config, "{name}");
+                assert_eq!(one.registry_config_path(), hosts, "{name}");
+                assert_eq!(one.content_path(), format!("{store}/{DIRECTORY}"), "{name}");
+                told += 1;
+            }
+        }
+        assert_eq!(told, Distribution::ALL.len(), "each is in the table");
+    }
+
+    fn named(name: &str) -> Distribution {
+        let found = Distribution::ALL.into_iter().find(|one| format!("{one:?}").eq_ignore_ascii_case(name));
+        found
+            .or((name == "kubeadm").then_some(Distribution::Plain))
+            .unwrap_or_else(|| panic!("what is {name}?"))
     }
 
     /// A pod sees the directory around the registry configuration, and no more.

@@ -35,7 +35,7 @@ const VERSION_SPLIT: i64 = 3;
 ///
 /// # Errors
 ///
-/// Which file cannot be read or understood, and why.
+/// Which file cannot be read or understood, and why; or which import may be on the node and not here.
 pub(super) fn read(node_root: &Path, file: &str, before_split: bool) -> Result<Settings, String> {
     let files = read_all(node_root, file)?;
     let version_of = |table: &Table| table.get("version").and_then(Value::as_integer);
@@ -127,6 +127,7 @@ fn table_at<'a>(table: &'a Table, path: &[&str]) -> Option<&'a Table> {
 /// The file, then its imports, each before those it imports itself.
 fn read_all(node_root: &Path, file: &str) -> Result<Vec<Table>, String> {
     let mut waiting = VecDeque::from([PathBuf::from(file)]);
+    let config_dir = directory(Path::new(file)).to_owned();
     let mut seen = Vec::new();
     let mut tables = Vec::new();
     while let Some(file) = waiting.pop_front() {
@@ -139,8 +140,11 @@ fn read_all(node_root: &Path, file: &str) -> Result<Vec<Table>, String> {
         let table = parse(&node_path(node_root, &file), &file)?;
         let imports = table.get("imports").and_then(Value::as_array);
         for import in imports.into_iter().flatten().filter_map(Value::as_str) {
-            let pattern = file.parent().unwrap_or_else(|| Path::new("/")).join(import);
-            waiting.extend(matching(node_root, &pattern));
+            let pattern = clean(&directory(&file).join(import));
+            let found = imported(node_root, &config_dir, &pattern).ok_or_else(|| {
+                format!("{} imports {}, which is not mounted", file.display(), pattern.display())
+            })?;
+            waiting.extend(found);
         }
         seen.push(file);
         tables.push(table);
@@ -161,7 +165,54 @@ fn parse(path: &Path, shown: &Path) -> Result<Table, String> {
     text.parse().map_err(|error: toml::de::Error| failed(&error.message().replace('\n', ", ")))
 }
 
-/// The files of the node that a pattern means, in order. `*` and `?` stand for what they do in a shell.
+fn directory(path: &Path) -> &Path {
+    path.parent().unwrap_or_else(|| Path::new("/"))
+}
+
+/// An absolute path without `..`, as containerd cleans it: whatever links there are on the way.
+fn clean(path: &Path) -> PathBuf {
+    path.components().fold(PathBuf::new(), |mut clean, component| {
+        if component == Component::ParentDir {
+            clean.pop();
+        } else {
+            clean.push(component);
+        }
+        clean
+    })
+}
+
+/// The files that a pattern means; nothing where some may be on the node that cannot be seen below `node_root`.
+/// containerd itself does without what is not there, and so does who sees all of the node.
+fn imported(node_root: &Path, config_dir: &Path, pattern: &Path) -> Option<Vec<PathBuf>> {
+    let mut found = matching(node_root, pattern);
+    let in_pod = node_root != Path::new("/");
+    if in_pod
+        && !(is_mounted(node_root, config_dir, pattern)
+            && found.iter().all(|path| leads_somewhere(node_root, path)))
+    {
+        return None;
+    }
+    found.retain(|path| node_path(node_root, path).is_file());
+    Some(found)
+}
+
+/// Whether the directory of a pattern, as far as there is no wildcard in it, would be seen if it were there. In a pod
+/// the directory of the configuration is; those above it are only what it is mounted at.
+fn is_mounted(node_root: &Path, config_dir: &Path, pattern: &Path) -> bool {
+    let has_wildcard = |path: &&Path| path.to_string_lossy().contains(['*', '?']);
+    let Some(dir) = directory(pattern).ancestors().find(|path| !has_wildcard(path)) else { return false };
+    let mounted =
+        dir.starts_with(config_dir) || (!config_dir.starts_with(dir) && node_path(node_root, dir).is_dir());
+    mounted && dir.ancestors().all(|path| leads_somewhere(node_root, path))
+}
+
+/// Links out of what is mounted lead nowhere there.
+fn leads_somewhere(node_root: &Path, path: &Path) -> bool {
+    let path = node_path(node_root, path);
+    path.exists() || !path.is_symlink()
+}
+
+/// What a pattern means on the node, in order. `*` and `?` stand for what they do in a shell.
 fn matching(node_root: &Path, pattern: &Path) -> Vec<PathBuf> {
     let mut found = vec![PathBuf::from("/")];
     for component in pattern.components() {
@@ -182,7 +233,6 @@ fn matching(node_root: &Path, pattern: &Path) -> Vec<PathBuf> {
         };
         found = found.into_iter().flat_map(entries).take(FILES_MAX).collect();
     }
-    found.retain(|path| node_path(node_root, path).is_file());
     found
 }
 
@@ -202,6 +252,8 @@ fn matches(pattern: &str, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     const R2: &str = "[plugins.'io.containerd.grpc.v1.cri'.registry]\nconfig_path='/v2'\n";
@@ -304,6 +356,76 @@ mod tests {
             .unwrap();
         let settings = read(root.path(), "/a.toml", false).unwrap();
         assert_eq!((settings.config_path.as_str(), settings.discard_unpacked_layers), ("/v3", true));
+    }
+
+    /// The configuration's directory alone is mounted, and the imports of a file in it are these.
+    fn read_in_pod(root: &Path, imports: &str) -> Result<String, String> {
+        let dir = root.join("etc/containerd");
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("config.toml"), format!("version=3\nimports=[{imports}]\n{R3}")).unwrap();
+        read(root, "/etc/containerd/config.toml", false).map(|settings| settings.config_path)
+    }
+
+    #[test]
+    fn import_that_is_not_mounted_hides_the_settings() {
+        let root = tempfile::tempdir().unwrap();
+        for (import, shown) in [
+            ("/opt/c/*.toml", "/opt/c/*.toml"),
+            ("/etc/*.toml", "/etc/*.toml"),
+            ("/etc/extra.toml", "/etc/extra.toml"),
+            ("/etc/*/config.toml", "/etc/*/config.toml"),
+            ("/*/*.toml", "/*/*.toml"),
+            ("/etc/containerd.d/*.toml", "/etc/containerd.d/*.toml"),
+            ("../other/a.toml", "/etc/other/a.toml"),
+        ] {
+            let cause = format!("/etc/containerd/config.toml imports {shown}, which is not mounted");
+            assert_eq!(read_in_pod(root.path(), &format!("'{import}'")), Err(cause));
+        }
+        // The import of an import.
+        let inner = root.path().join("etc/containerd/inner.toml");
+        fs::write(&inner, "imports=['/opt/c/*.toml']").unwrap();
+        let cause = "/etc/containerd/inner.toml imports /opt/c/*.toml, which is not mounted".to_owned();
+        assert_eq!(read_in_pod(root.path(), "'inner.toml'"), Err(cause));
+    }
+
+    #[test]
+    fn import_of_which_nothing_is_there_hides_nothing_where_it_would_be_seen() {
+        let root = tempfile::tempdir().unwrap();
+        let imports =
+            "'/etc/containerd/config.d/*.toml', 'conf.d/*/a.toml', '*.conf', '../containerd/gone.toml'";
+        assert_eq!(read_in_pod(root.path(), imports), Ok("/v3".to_owned()));
+        // Whatever else is mounted.
+        fs::create_dir_all(root.path().join("opt/c")).unwrap();
+        assert!(read_in_pod(root.path(), "'/opt/c/d/*.toml'").is_err(), "not even its directory is seen");
+        assert_eq!(read_in_pod(root.path(), "'/opt/c/*.toml'"), Ok("/v3".to_owned()));
+        fs::write(root.path().join("opt/c/a.toml"), R3.replace("/v3", "/opt")).unwrap();
+        assert_eq!(read_in_pod(root.path(), "'/opt/c/*.toml'"), Ok("/opt".to_owned()));
+    }
+
+    #[test]
+    fn import_by_a_link_out_of_what_is_mounted_hides_the_settings() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("etc/containerd");
+        fs::create_dir_all(dir.join("conf.d")).unwrap();
+        fs::write(dir.join("here.toml"), R3.replace("/v3", "/linked")).unwrap();
+        symlink("../here.toml", dir.join("conf.d/a.toml")).unwrap();
+        assert_eq!(read_in_pod(root.path(), "'conf.d/*'"), Ok("/linked".to_owned()));
+        symlink("/nowhere/b.toml", dir.join("conf.d/b.toml")).unwrap();
+        assert!(read_in_pod(root.path(), "'conf.d/*'").is_err());
+        symlink("/nowhere", dir.join("other.d")).unwrap();
+        assert!(read_in_pod(root.path(), "'other.d/*'").is_err());
+    }
+
+    #[test]
+    fn on_the_node_itself_what_is_not_there_is_not_hidden() {
+        let outside = tempfile::tempdir().unwrap();
+        let dir = outside.path().join("containerd");
+        fs::create_dir(&dir).unwrap();
+        symlink("/nowhere/a.toml", dir.join("a.toml")).unwrap();
+        let text = format!("version=3\nimports=['../gone.toml', '/nowhere/*.toml', 'a*']\n{R3}");
+        fs::write(dir.join("config.toml"), text).unwrap();
+        let settings = read(Path::new("/"), dir.join("config.toml").to_str().unwrap(), false).unwrap();
+        assert_eq!(settings.config_path, "/v3");
     }
 
     #[test]

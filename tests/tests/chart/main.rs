@@ -225,6 +225,31 @@ fn an_upgrade_from_the_go_chart_changes_no_port() {
     assert_eq!(ports, of_the_go_chart);
 }
 
+/// Kubernetes refuses to change a DaemonSet's selector: with another, `helm upgrade` would fail, from the Go chart as
+/// well.
+#[test]
+fn selector_is_the_one_of_the_go_chart_whatever_the_values() {
+    let renamed = json!({"nameOverride": "mirror", "commonLabels": {"team": "nodes"}});
+    let renamed = Chart { release: "images".to_owned(), ..Chart::with(renamed) };
+    let charts = [
+        (Chart::default(), "spegel", "spegel", "spegel"),
+        (Chart::with(everything_optional()), "spegel", "spegel", "spegel"),
+        (renamed, "images-mirror", "mirror", "images"),
+    ];
+    for (chart, object, name, instance) in charts {
+        let objects = Objects::render(&chart);
+        assert_eq!(
+            objects.get("DaemonSet", object)["spec"]["selector"],
+            json!({"matchLabels": {
+                "app.kubernetes.io/component": "spegel",
+                "app.kubernetes.io/name": name,
+                "app.kubernetes.io/instance": instance,
+            }}),
+            "{object}"
+        );
+    }
+}
+
 #[test]
 fn older_clusters_are_not_asked_for_what_they_refuse() {
     let distribution = |kubernetes: &str| {

@@ -63,7 +63,7 @@ pub(crate) struct Rule {
     pub(crate) alert: String,
     pub(crate) expr: String,
     #[serde(rename = "for")]
-    pub(crate) lasting: String,
+    pub(crate) lasting: Option<String>,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) annotations: BTreeMap<String, String>,
 }

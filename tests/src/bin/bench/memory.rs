@@ -127,8 +127,8 @@ impl Server {
         let cut_off = || node.map_or(Ok(0.0), |node| node.metric("spegel_pull_truncations_total", ""));
         forget_peak(self.pid)?;
         let before = cut_off()?;
-        let most = slowly(&self.target, from, self.pid)?;
-        self.cut_off.push(cut_off()? - before);
+        let (most, refused) = slowly(&self.target, from, self.pid)?;
+        self.cut_off.push(cut_off()? - before + f64::from(refused));
         self.slow_peak.push(peak_mb(self.pid)?);
         self.descriptors.push(most.all.into());
         self.pipes.push(most.pipes.into());
@@ -169,10 +169,15 @@ pub(crate) fn measure(
         table.compare(&name, "MB", Goal::EachAtMost(30.0), server.peak, reference.peak.clone());
         let name = format!("{parallel}, throughput");
         table.compare(&name, "GiB/s", Goal::None, server.rate, reference.rate.clone());
-        table.add(&format!("{parallel}, ended early"), "", Goal::EachAtMost(0.0), server.ended_early);
+        table.add(
+            &format!("{parallel}, refused or ended early"),
+            "",
+            Goal::EachAtMost(0.0),
+            server.ended_early,
+        );
         let name = format!("memory, {slow}");
         table.compare(&name, "MB", Goal::EachAtMost(60.0), server.slow_peak, reference.slow_peak.clone());
-        table.add(&format!("{slow}, cut off"), "", Goal::EachAtMost(0.0), server.cut_off);
+        table.add(&format!("{slow}, refused or cut off"), "", Goal::EachAtMost(0.0), server.cut_off);
         let name = format!("descriptors, {slow}");
         table.compare(&name, "", Goal::None, server.descriptors, reference.descriptors.clone());
         table.add(&format!("ends of pipes, {slow}"), "", Goal::None, server.pipes);
@@ -180,12 +185,13 @@ pub(crate) fn measure(
     Ok(())
 }
 
-/// Runs transfers for a while, and gives the bytes that came and how many transfers ended early.
+/// Runs transfers for a while, and gives the bytes that came and how many transfers were refused or ended early.
 fn in_parallel(target: &Target, from: &Node) -> Result<(u64, u32), String> {
     let until = Instant::now() + PARALLEL_FOR;
     let one = || {
         let mut stream = target.ask(from)?;
-        let (length, mut there) = read_head(&mut stream)?;
+        // On a machine that is too busy a question to another node may stay without an answer.
+        let Ok((length, mut there)) = read_head(&mut stream) else { return Ok((0, 1)) };
         while there < length && Instant::now() < until {
             let next = (length - there).min(1 << 22);
             // On a machine that is too busy the peer may be taken to have stalled.
@@ -209,16 +215,19 @@ fn in_parallel(target: &Target, from: &Node) -> Result<(u64, u32), String> {
     Ok((moved, cut))
 }
 
-/// Keeps clients that take next to nothing, and gives the most descriptors seen.
-fn slowly(target: &Target, from: &Node, pid: u32) -> Result<Descriptors, String> {
-    let mut clients = Vec::new();
+/// Keeps clients that take next to nothing, and gives the most descriptors seen and how many clients were refused.
+fn slowly(target: &Target, from: &Node, pid: u32) -> Result<(Descriptors, u32), String> {
+    let (mut clients, mut refused) = (Vec::new(), 0);
     // One after the other: what is measured is what they hold, not how they crowd in.
     for _ in 0..SLOW {
         let mut client = target.ask(from)?;
-        let (_, there) = read_head(&mut client)?;
-        discard(&client, SLOW_BYTES.saturating_sub(there))?;
-        clients.push(client);
+        if let Ok((_, there)) = read_head(&mut client) {
+            discard(&client, SLOW_BYTES.saturating_sub(there))?;
+            clients.push(client);
+        } else {
+            refused += 1;
+        }
     }
     thread::sleep(SLOW_FOR);
-    descriptors(pid)
+    Ok((descriptors(pid)?, refused))
 }

@@ -150,11 +150,14 @@ pub(crate) fn measure(
         |node: &Node| Ok::<_, String>(Server::new(pid(node)?, Target::new(node.mirror_address(), &path)));
     let mut reference = Server::new(nginx.pid(), reference.clone());
     let (mut serving, mut mirroring) = (of(holder)?, of(mirror)?);
+    // First all of these: what a thousand clients leave behind is theirs.
     for _ in 0..ROUNDS {
         thread::sleep(PAUSE);
         for server in [&mut reference, &mut serving, &mut mirroring] {
             server.parallel_round(mirror)?;
         }
+    }
+    for _ in 0..ROUNDS {
         thread::sleep(PAUSE);
         for (server, node) in
             [(&mut reference, None), (&mut serving, Some(holder)), (&mut mirroring, Some(mirror))]

@@ -22,7 +22,7 @@ pub use self::{
     control_message::control_message,
     hosts_toml::hosts_toml,
     http_answer::http_answer,
-    http_request::http_request,
+    http_request::{HttpAnswer, http_request, http_request_answers},
     manifest::manifest,
     node_inputs::{node_inputs, node_inputs_fingerprint},
     range_header::range_header,

@@ -18,6 +18,9 @@ const OTHER_LAYER: u64 = mib(128);
 const HELD_BYTES_MAX: u64 = mib(160);
 /// How much longer another pull may take.
 const SLOWER_MAX: f64 = 1.25;
+/// What a mirror may use of one CPU while nobody takes a byte of it. One that spins, for a single one of the clients,
+/// uses all of it.
+const STALLED_CPU_MAX: f64 = 0.1;
 const PULLS: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Nothing more comes by then.
@@ -69,6 +72,12 @@ fn clients_that_stop_reading_hold_up_nobody() {
             "{what}: {held:?}; a pull took {beside:?}, alone {alone:?}; stalled they cost {cpu:.2} CPU seconds a second"
         );
         assert!(held.all() <= HELD_BYTES_MAX, "{what}: sockets hold {held:?}, not {HELD_BYTES_MAX}");
+        assert!(
+            cpu <= STALLED_CPU_MAX,
+            "{what}: {cpu:.2} CPU seconds a second while no client reads, not {STALLED_CPU_MAX}: \
+             something asks again and again for what is not ready. `perf top -p` or `strace -c -f -p` on the mirror \
+             says what; look first at the wakers in io/src/zero_copy/stream.rs and pipe.rs and io/src/mirror/relay.rs"
+        );
         let slower = beside.as_secs_f64() / alone.as_secs_f64();
         assert!(slower <= SLOWER_MAX, "{what}: a pull took {slower:.2} times as long");
         for client in clients.iter_mut().step_by(STALLED / 4) {

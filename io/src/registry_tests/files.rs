@@ -103,24 +103,6 @@ async fn answers_on_one_connection_follow_each_other() {
     }
 }
 
-/// The next answer on a connection that stays open.
-async fn read_answer(stream: &mut TcpStream, has_body: bool) -> (String, Vec<u8>) {
-    let read = async {
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(stream.read_u8().await.unwrap());
-        }
-        let head = String::from_utf8(head).unwrap();
-        let mut lines = head
-            .lines()
-            .filter_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok());
-        let mut body = vec![0; if has_body { lines.next().unwrap_or(0) } else { 0 }];
-        stream.read_exact(&mut body).await.unwrap();
-        (head, body)
-    };
-    timeout(PATIENCE, read).await.expect("no whole answer came")
-}
-
 #[tokio::test]
 async fn file_deleted_in_mid_body_is_served_to_its_end() {
     let files = Files::start().await;

@@ -216,6 +216,24 @@ async fn read_to_end(stream: &mut TcpStream) -> Seen {
     Seen { status, head, body: bytes[split..].to_vec(), clean }
 }
 
+/// The next answer on a connection that stays open.
+async fn read_answer(stream: &mut TcpStream, has_body: bool) -> (String, Vec<u8>) {
+    let read = async {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        let head = String::from_utf8(head).unwrap();
+        let mut lines = head
+            .lines()
+            .filter_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok());
+        let mut body = vec![0; if has_body { lines.next().unwrap_or(0) } else { 0 }];
+        stream.read_exact(&mut body).await.unwrap();
+        (head, body)
+    };
+    timeout(PATIENCE, read).await.expect("no whole answer came")
+}
+
 fn request(method: &str, uri: &str, headers: &str) -> String {
     format!("{method} {uri} HTTP/1.1\r\nHost: mirror\r\n{headers}Connection: close\r\n\r\n")
 }

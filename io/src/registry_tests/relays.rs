@@ -24,6 +24,20 @@ async fn forwarded(node: &mut Node, requests: &str, peer: SocketAddr) -> (TcpStr
     (stream, pull)
 }
 
+/// The next pull; reports of those before come in between.
+async fn next_pull(node: &mut Node) -> PullId {
+    loop {
+        if let Input::PullRequested { pull, .. } = node.input().await {
+            return pull;
+        }
+    }
+}
+
+/// Waits until the peer of a pull has answered.
+async fn answered(node: &mut Node, pull: PullId) {
+    while !matches!(node.input().await, Input::FetchAnswered { pull: answered, .. } if answered == pull) {}
+}
+
 async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let so = async {
         while !is_so() {
@@ -57,6 +71,38 @@ async fn long_body_takes_a_pipe_and_gives_it_back() {
 }
 
 #[tokio::test]
+async fn pulls_on_one_connection_follow_each_other() {
+    let (kernel, peer) = (Kernel::with_pipes(2), Node::start().await);
+    let mut node = node_with(&kernel).await;
+    let long = content(LONG);
+    // Of which no two have the same bytes at the same place.
+    let bodies = [&long[..], &long[1..], &long[5..]];
+    let requests = bodies
+        .map(|body| request("GET", &blob_uri(&peer.add(body)), "").replace("Connection: close\r\n", ""));
+    // Two at once, and one after the answer to those.
+    let mut stream = connect(node.addr, &requests[..2].concat()).await;
+    for (n, body) in bodies.iter().enumerate() {
+        if n == 2 {
+            stream.write_all(requests[2].as_bytes()).await.unwrap();
+        }
+        let pull = next_pull(&mut node).await;
+        node.fetch(pull, 1, peer.addr, 0);
+        answered(&mut node, pull).await;
+        node.forward(pull, 1);
+        stream.peek(&mut [0]).await.unwrap();
+        assert_eq!(
+            kernel.pipes_left(),
+            1,
+            "answer {n} takes a pipe, and the one before has given back its own"
+        );
+        let (head, found) = read_answer(&mut stream, true).await;
+        assert!(head.starts_with("HTTP/1.1 200 "), "answer {n}: {head}");
+        assert!(found == *body, "answer {n}: other bytes");
+    }
+    eventually("the pipe is given back", || kernel.pipes_left() == 2).await;
+}
+
+#[tokio::test]
 async fn pulls_for_which_no_pipe_is_left_are_copied() {
     let (kernel, peer) = (Kernel::with_pipes(1), Node::start().await);
     let mut node = node_with(&kernel).await;
@@ -64,16 +110,10 @@ async fn pulls_for_which_no_pipe_is_left_are_copied() {
     let digest = peer.add(&bytes);
     let mut streams = Vec::new();
     for _ in 0..3 {
-        // Reports of those before come in between.
         let stream = connect(node.addr, &request("GET", &blob_uri(&digest), "")).await;
-        let pull = loop {
-            if let Input::PullRequested { pull, .. } = node.input().await {
-                break pull;
-            }
-        };
+        let pull = next_pull(&mut node).await;
         node.fetch(pull, 1, peer.addr, 0);
-        while !matches!(node.input().await, Input::FetchAnswered { pull: answered, .. } if answered == pull) {
-        }
+        answered(&mut node, pull).await;
         node.forward(pull, 1);
         streams.push(stream);
     }

@@ -75,6 +75,8 @@ struct Abilities {
     refuses: [AtomicBool; 2],
     /// Pipes that may still be opened.
     pipes: Arc<Semaphore>,
+    /// Whether it was said that the system gives none.
+    told_of_pipes: AtomicBool,
     shares: Shares,
 }
 
@@ -93,7 +95,12 @@ impl Kernel {
 
     pub(crate) fn with_pipes(most: usize) -> Self {
         let pipes = Arc::new(Semaphore::new(most));
-        Self(Arc::new(Abilities { refuses: Default::default(), pipes, shares: Shares::default() }))
+        Self(Arc::new(Abilities {
+            refuses: Default::default(),
+            pipes,
+            told_of_pipes: AtomicBool::new(false),
+            shares: Shares::default(),
+        }))
     }
 
     #[cfg(test)]
@@ -122,6 +129,17 @@ impl Kernel {
 
     fn moves_bytes(&self, by: Call) -> bool {
         !self.0.refuses[by as usize].load(Ordering::Relaxed)
+    }
+
+    /// Notes that the system gave no pipe of use. Unlike a call that is refused, the next one may be given.
+    fn lacks_pipes(&self, error: &io::Error) {
+        if !self.0.told_of_pipes.swap(true, Ordering::Relaxed) {
+            warn!(
+                %error,
+                "the system gives no pipe of 64 KiB (see fs.pipe-user-pages-soft and the limit of open files): while \
+                 it is so, bytes from other nodes are copied"
+            );
+        }
     }
 
     /// Whether the error means that it never will: bytes are copied from here on.

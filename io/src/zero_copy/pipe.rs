@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::task::AtomicWaker;
-use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice};
 use tokio::{io::Interest, net::TcpStream, sync::OwnedSemaphorePermit};
 
 use super::{Kernel, copy};
@@ -29,7 +29,8 @@ const PIPES_LARGE_MAX: usize = 32;
 /// kernel refuses.
 const PIPE_LARGE_BYTES: usize = 1024 * 1024;
 
-/// What another pipe holds: that of a client among very many, each of which gets little.
+/// What another pipe holds: that of a client among very many, each of which gets little. Also what
+/// every pipe has where the kernel grants no more, and the least for which one is worth its calls.
 const PIPE_BYTES: usize = 64 * 1024;
 
 /// A pipe that is filled from one socket, then emptied into another, by turns: so that a socket
@@ -50,9 +51,7 @@ impl Pipe {
         let permit = Arc::clone(&kernel.0.pipes).try_acquire_owned().ok()?;
         let open = PIPES_MAX.saturating_sub(kernel.0.pipes.available_permits());
         let capacity = if open > PIPES_LARGE_MAX { PIPE_BYTES } else { PIPE_LARGE_BYTES };
-        let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
-        // Refused beyond what the kernel grants to one user.
-        fcntl_setpipe_size(&write, capacity).ok()?;
+        let (read, write) = open_holding(capacity).inspect_err(|error| kernel.lacks_pipes(error)).ok()?;
         let (held, emptied) = (AtomicUsize::new(0), AtomicWaker::new());
         Some(Arc::new(Self { read, write, held, emptied, _permit: permit }))
     }
@@ -114,5 +113,46 @@ impl Pipe {
         if self.held.fetch_sub(bytes, Ordering::AcqRel) == bytes {
             self.emptied.wake();
         }
+    }
+}
+
+fn open_holding(capacity: usize) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+    resize(&write, capacity)?;
+    Ok((read, write))
+}
+
+/// Makes a pipe hold so much, or leaves it as it is where that will do.
+fn resize(pipe: &OwnedFd, capacity: usize) -> io::Result<()> {
+    match fcntl_setpipe_size(pipe, capacity) {
+        Ok(_) => Ok(()),
+        // More than `fs.pipe-max-size`, or than the kernel grants to all pipes of one user: then those
+        // that are opened may be of a page or two.
+        Err(_) if fcntl_getpipe_size(pipe)? >= PIPE_BYTES => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the kernel grants to nobody, not even to root.
+    const REFUSED: usize = 1 << 31;
+
+    #[test]
+    fn pipe_that_cannot_grow_is_used_as_it_is() {
+        let (_read, write) = open_holding(REFUSED).unwrap();
+        assert!(fcntl_getpipe_size(&write).unwrap() >= PIPE_BYTES);
+    }
+
+    #[test]
+    fn pipe_too_small_to_be_of_use_is_none() {
+        let (_read, write) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let holds = fcntl_setpipe_size(&write, 4096).unwrap();
+        assert!(holds < PIPE_BYTES, "{holds}");
+        assert!(resize(&write, REFUSED).is_err());
+        resize(&write, PIPE_BYTES).unwrap();
+        assert!(resize(&write, REFUSED).is_ok());
     }
 }

@@ -25,6 +25,11 @@ impl Target {
         Self { address, request: format!("GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n") }
     }
 
+    /// The same, asked of another.
+    pub(crate) fn at(&self, address: SocketAddr) -> Self {
+        Self { address, request: self.request.clone() }
+    }
+
     /// Asked as one node asks another, so that nothing but local content can be the answer.
     pub(crate) fn of_local_content(mut self) -> Self {
         self.request = self.request.replace("\r\n\r\n", "\r\nX-Spegel-Mirrored: true\r\n\r\n");

@@ -1,7 +1,7 @@
 //! `make bench`: what bytes and requests cost, beside nginx doing the same on the same files in the same run.
 //!
 //! Rounds alternate between the two, so that whatever else the machine does falls on both. Each line of the
-//! table has the smallest, the middle and the largest of its rounds; a ratio is that of one round.
+//! table has the middle, the smallest and the largest of its rounds; a ratio is that of one round.
 #![allow(clippy::print_stdout, clippy::disallowed_methods, reason = "it prints figures of the real clock")]
 
 mod bare;
@@ -10,6 +10,7 @@ mod memory;
 mod nginx;
 mod table;
 
+use std::net::SocketAddr;
 use std::panic;
 use std::process::{self, ExitCode};
 use std::thread;
@@ -77,12 +78,13 @@ fn bench() -> Result<(), String> {
     };
     let mut table = Table::default();
 
+    let nginx = Nginx::start(holder, &cluster.dir().join("nginx"))?;
     if wanted("idle") {
         thread::sleep(SETTLE);
-        table.add("memory, idle", "MB", Goal::at_most(15.0), vec![memory::resident_mb(holder)]);
+        memory::idle(&cluster.nodes, &nginx, &mut table)?;
     }
     if wanted("misses") {
-        misses(&cluster, &mut table)?;
+        misses(&cluster, holder, &nginx, &mut table)?;
     }
 
     let image =
@@ -90,42 +92,54 @@ fn bench() -> Result<(), String> {
     // So that neither side has to read it from the disk.
     let file = holder.blob_file(&image.layers[0]);
     std::fs::read(&file).map_err(|error| error.to_string())?;
-    let nginx = Nginx::start(holder, &holder.blob_file(&image.layers[0]), &cluster.dir().join("nginx"))?;
+    let reference = Target::new(nginx.address(), &nginx.add(&file)?);
     if wanted("manifests") {
         manifests(holder, mirror, &image, &nginx, &mut table)?;
     }
     if wanted("bytes") {
-        bytes(holder, mirror, &image, &nginx, &mut table)?;
+        bytes(holder, mirror, &image, &nginx, &reference, &mut table)?;
     }
     if wanted("memory") {
-        memory::measure(holder, mirror, &image, &mut table)?;
+        memory::measure(holder, mirror, &image, &nginx, &reference, &mut table)?;
     }
     table.print();
     Ok(())
 }
 
-/// What a layer costs that nobody has.
-fn misses(cluster: &Cluster, table: &mut Table) -> Result<(), String> {
-    let (mut halves, mut worst) = (Vec::new(), Vec::new());
+/// What a layer costs that nobody has, beside a file that is not there.
+fn misses(cluster: &Cluster, holder: &Node, nginx: &Nginx, table: &mut Table) -> Result<(), String> {
+    let (mut own, mut reference) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
     for round in 0..ROUNDS {
         let node = &cluster.nodes[round % cluster.nodes.len()];
-        let mut client = node.client()?;
-        let mut samples = Vec::new();
-        for n in 0..MISSES_WARM_UP + MISSES {
-            let digest = digest_of(format!("nobody has {round} {n}").as_bytes());
-            let answer = client.get(&format!("/v2/miss/blobs/{digest}?ns={REGISTRY}"), &[])?;
-            if answer.status != 404 {
-                return Err(format!("{}: {} where nobody has it", node.name, answer.status));
+        for (address, from, halves_and_worst) in
+            [(nginx.address(), holder, &mut reference), (node.mirror_address(), node, &mut own)]
+        {
+            let samples = miss_often(from, address, round)?;
+            for (percents, percent) in halves_and_worst.iter_mut().zip([50, 99]) {
+                percents.push(percentile(&samples, percent).as_secs_f64() * 1000.0);
             }
-            samples.push(answer.elapsed);
         }
-        let samples = &samples[MISSES_WARM_UP..];
-        halves.push(percentile(samples, 50).as_secs_f64() * 1000.0);
-        worst.push(percentile(samples, 99).as_secs_f64() * 1000.0);
     }
-    table.add("miss, 4 nodes, p50", "ms", Goal::at_most(1.0), halves);
-    table.add("miss, 4 nodes, p99", "ms", Goal::at_most(3.0), worst);
+    let [half, worst] = own;
+    let [reference_half, reference_worst] = reference;
+    table.compare("miss, 4 nodes, p50", "ms", Goal::MiddleAtMost(1.0), half, reference_half);
+    table.compare("miss, 4 nodes, p99", "ms", Goal::MiddleAtMost(3.0), worst, reference_worst);
     Ok(())
+}
+
+/// How long each miss takes on one connection, from a node to a server on the same node.
+fn miss_often(from: &Node, server: SocketAddr, round: usize) -> Result<Vec<Duration>, String> {
+    let mut client = from.connect(server)?;
+    let mut samples = Vec::new();
+    for n in 0..MISSES_WARM_UP + MISSES {
+        let digest = digest_of(format!("nobody has {round} {n}").as_bytes());
+        let answer = client.get(&format!("/v2/miss/blobs/{digest}?ns={REGISTRY}"), &[])?;
+        if answer.status != 404 {
+            return Err(format!("{server}: {} where nobody has it", answer.status));
+        }
+        samples.push(answer.elapsed);
+    }
+    Ok(samples.split_off(MISSES_WARM_UP))
 }
 
 /// What a manifest costs that is here, on a connection that stays open.
@@ -150,7 +164,7 @@ fn manifests(
         own_rates.push(rate(&own, memory::pid(holder)?)?);
     }
     let what = "manifests per CPU second";
-    table.compare(what, "1/s", Goal::at_least(0.5), own_rates, reference_rates);
+    table.compare(what, "1/s", Goal::RatioAtLeast(0.5), own_rates, reference_rates);
     Ok(())
 }
 
@@ -160,6 +174,7 @@ fn bytes(
     mirror: &Node,
     image: &Image,
     nginx: &Nginx,
+    reference: &Target,
     table: &mut Table,
 ) -> Result<(), String> {
     let path = image.blob_path(&image.layers[0]);
@@ -168,10 +183,10 @@ fn bytes(
     let cpu_of = |pid: u32| move || cpu_seconds(pid);
     let whole = |address, path: &str| Target::new(address, path).all_but_a_byte();
     let targets: [(Target, &dyn Fn() -> f64); 4] = [
-        (whole(nginx.address(), nginx.path()), &cpu_of(nginx.pid())),
+        (reference.clone().all_but_a_byte(), &cpu_of(nginx.pid())),
         (whole(holder.mirror_address(), &path).of_local_content(), &cpu_of(holder_pid)),
         (whole(mirror.mirror_address(), &path), &cpu_of(mirror_pid)),
-        (whole(bare.address(), nginx.path()).closing(), &|| bare.cpu_seconds()),
+        (reference.at(bare.address()).all_but_a_byte().closing(), &|| bare.cpu_seconds()),
     ];
     let (mut cpu, mut speed) = ([const { Vec::new() }; 4], [const { Vec::new() }; 4]);
     for _ in 0..ROUNDS {
@@ -193,13 +208,13 @@ fn bytes(
     }
     let [nginx_cpu, serve_cpu, mirror_cpu, bare_cpu] = cpu;
     let [nginx_speed, serve_speed, mirror_speed, bare_speed] = speed;
-    table.compare("serve, CPU", "s/GiB", Goal::at_most(1.1), serve_cpu, nginx_cpu.clone());
-    table.compare("serve, throughput", "GiB/s", Goal::at_least(0.95), serve_speed, nginx_speed.clone());
-    table.compare("mirror, CPU", "s/GiB", Goal::at_most(1.2), mirror_cpu.clone(), nginx_cpu.clone());
-    table.compare("mirror, throughput", "GiB/s", Goal::none(), mirror_speed, nginx_speed.clone());
-    table.compare("a bare splice loop instead, CPU", "s/GiB", Goal::none(), bare_cpu.clone(), nginx_cpu);
-    table.compare("a bare splice loop instead, throughput", "GiB/s", Goal::none(), bare_speed, nginx_speed);
-    table.compare("mirror, CPU, beside that loop", "s/GiB", Goal::none(), mirror_cpu, bare_cpu);
+    table.compare("serve, CPU", "s/GiB", Goal::RatioAtMost(1.1), serve_cpu, nginx_cpu.clone());
+    table.compare("serve, throughput", "GiB/s", Goal::RatioAtLeast(0.95), serve_speed, nginx_speed.clone());
+    table.compare("mirror, CPU", "s/GiB", Goal::RatioAtMost(1.2), mirror_cpu.clone(), nginx_cpu.clone());
+    table.compare("mirror, throughput", "GiB/s", Goal::None, mirror_speed, nginx_speed.clone());
+    table.compare("a bare splice loop instead, CPU", "s/GiB", Goal::None, bare_cpu.clone(), nginx_cpu);
+    table.compare("a bare splice loop instead, throughput", "GiB/s", Goal::None, bare_speed, nginx_speed);
+    table.compare("mirror, CPU, beside that loop", "s/GiB", Goal::None, mirror_cpu, bare_cpu);
     Ok(())
 }
 

@@ -1,31 +1,29 @@
 //! The figures as a person reads them.
 
-/// What a figure, or its ratio to the reference, should be.
+/// What should be seen.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Goal {
-    AtMost(f64),
-    AtLeast(f64),
+    /// Of the ratio to the reference, in the middle round.
+    RatioAtMost(f64),
+    RatioAtLeast(f64),
+    /// Of the figure itself, in the middle round, whatever the reference does.
+    MiddleAtMost(f64),
+    /// Of the figure itself, in each round.
+    EachAtMost(f64),
     None,
 }
 
 impl Goal {
-    pub(crate) const fn at_most(most: f64) -> Self {
-        Self::AtMost(most)
-    }
-
-    pub(crate) const fn at_least(least: f64) -> Self {
-        Self::AtLeast(least)
-    }
-
-    pub(crate) const fn none() -> Self {
-        Self::None
-    }
-
-    fn shown(self, median: f64) -> String {
+    fn shown(self, own: &[f64], ratios: Option<&[f64]>) -> String {
         let mark = |met| if met { "met" } else { "MISSED" };
+        let ratio = || ratios.map_or(f64::NAN, median);
         match self {
-            Self::AtMost(most) => format!("<= {most:<5} {}", mark(median <= most)),
-            Self::AtLeast(least) => format!(">= {least:<5} {}", mark(median >= least)),
+            Self::RatioAtMost(most) => format!("ratio <= {most:<5} {}", mark(ratio() <= most)),
+            Self::RatioAtLeast(least) => format!("ratio >= {least:<5} {}", mark(ratio() >= least)),
+            Self::MiddleAtMost(most) => format!("<= {most:<11} {}", mark(median(own) <= most)),
+            Self::EachAtMost(most) => {
+                format!("each <= {most:<6} {}", mark(own.iter().all(|own| *own <= most)))
+            }
             Self::None => String::new(),
         }
     }
@@ -53,7 +51,7 @@ impl Table {
         self.rows.push(Row { what: what.to_owned(), unit, goal, own, reference: None });
     }
 
-    /// A figure beside the reference's; the goal is one for their ratio.
+    /// A figure beside the reference's, of the same rounds.
     pub(crate) fn compare(
         &mut self,
         what: &str,
@@ -82,7 +80,7 @@ impl Table {
                 spread(&row.own),
                 row.reference.as_deref().map_or_else(String::new, spread),
                 ratios.as_deref().map_or_else(String::new, spread),
-                row.goal.shown(median(ratios.as_deref().unwrap_or(&row.own)))
+                row.goal.shown(&row.own, ratios.as_deref())
             );
         }
     }

@@ -121,9 +121,11 @@ impl Distribution {
                 "/var/lib/rancher/rke2/agent/etc/containerd/config-v3.toml.tmpl (config.toml.tmpl before containerd 2.0)"
             }
             Self::MicroK8s => "/var/snap/microk8s/current/args/containerd-template.toml",
-            Self::Talos => "machine.files of the machine configuration, as /etc/cri/conf.d/20-spegel.part",
+            Self::Talos => {
+                "machine.files of the machine configuration, as /etc/cri/conf.d/20-customization.part (from Talos 1.14 on a CRICustomizationConfig)"
+            }
             Self::Eks => "spec.containerd.config of the node's NodeConfig",
-            Self::Gke => "containerd's configuration of the node pool",
+            Self::Gke => "/etc/containerd/config.toml, on every new node again (GKE has no setting for it)",
             Self::Kind => "containerdConfigPatches of kind's configuration",
             Self::Aks => "/etc/containerd/config.toml",
             // In a pod several look like this that write that file themselves.
@@ -141,9 +143,9 @@ impl Distribution {
             Self::Rke2 => "restart rke2-server or rke2-agent",
             Self::MicroK8s => "run `microk8s stop` and `microk8s start`",
             Self::Talos => "reboot the node",
-            Self::Eks | Self::Gke => "replace the node",
+            Self::Eks => "replace the node",
             Self::Kind => "create the cluster anew",
-            Self::Aks | Self::Plain => "restart containerd",
+            Self::Gke | Self::Aks | Self::Plain => "restart containerd",
         }
     }
 }

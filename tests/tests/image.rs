@@ -21,6 +21,8 @@ use spegel_tests::{
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The mirror finishes transfers for up to 25 seconds; here there are none.
 const STOP_MAX: Duration = Duration::from_secs(10);
+/// Of the program, which is all that the image has.
+const UNPACKED_BYTES_MAX: usize = 20_000_000;
 
 /// The image in the cluster's registry.
 fn published(cluster: &Cluster) -> Image {
@@ -83,6 +85,19 @@ fn mount_namespaces(node: &Node, place: &str) -> usize {
         there.then(|| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok())?
     };
     pids.lines().filter_map(namespace).collect::<BTreeSet<PathBuf>>().len()
+}
+
+/// Whether an ELF file of 64 bits names a program to load it with what it is linked to (`PT_INTERP`).
+fn has_interpreter(elf: &[u8]) -> bool {
+    const PT_INTERP: u64 = 3;
+    assert_eq!(elf.get(..6), Some(&b"\x7fELF\x02\x01"[..]), "an ELF file of 64 bits, little-endian");
+    let number = |at: usize, bytes: usize| {
+        elf[at..at + bytes].iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
+    };
+    let index = |number: u64| usize::try_from(number).expect("a place in memory");
+    let (start, size, count) = (index(number(0x20, 8)), index(number(0x36, 2)), index(number(0x38, 2)));
+    assert!(count > 0, "there are program headers");
+    (0..count).any(|header| number(start + header * size, 4) == PT_INTERP)
 }
 
 /// In the container no file can be written where files usually go, and the program is static.
@@ -235,6 +250,8 @@ fn image_is_small_and_says_what_it_is() {
             descriptor["digest"].as_str().expect("a digest").trim_start_matches("sha256:").to_owned();
         dir.path().join("blobs/sha256").join(digest)
     };
+    let linked = fs::read("/bin/tar").expect("tar is there");
+    assert!(has_interpreter(&linked), "a program of Debian's is told from a static one");
     let index = read(&blob(&read(&dir.path().join("index.json"))["manifests"][0]));
     let manifests = index["manifests"].as_array().expect("an index");
     assert!(!manifests.is_empty());
@@ -243,6 +260,12 @@ fn image_is_small_and_says_what_it_is() {
         let size = manifest["layers"][0]["size"].as_u64().expect("a size");
         println!("{}: {size} bytes to download", entry["platform"]["architecture"]);
         assert!(size <= mib(20), "{size} bytes");
+        let mut program = std::process::Command::new("tar");
+        let program = program.arg("-xOzf").arg(blob(&manifest["layers"][0])).arg("spegel");
+        let program = program.output().expect("tar starts").stdout;
+        println!("{}: {} bytes on disk", entry["platform"]["architecture"], program.len());
+        assert!(program.len() <= UNPACKED_BYTES_MAX, "{} bytes", program.len());
+        assert!(!has_interpreter(&program), "the image has no libc to load");
         let config = read(&blob(&manifest["config"]));
         assert_eq!(config["architecture"], entry["platform"]["architecture"]);
         assert_eq!(config["config"]["Entrypoint"], json!(["/spegel"]));

@@ -56,6 +56,33 @@ fn replace(container: &mut Container, flag: &str, value: &str) {
     *given.unwrap_or_else(|| panic!("the chart gives no {flag}")) = format!("{flag}={value}");
 }
 
+/// `spegel check` in the mirror's pod, which sees what the chart mounts and none of the node's processes.
+fn check_sees_what_the_chart_mounts(cluster: &Cluster, node: &Node, mirror: &Container) {
+    let checked = node.check_in_container(mirror);
+    let levels = ["ok", "unknown"].map(|level| {
+        let findings = checked.json["findings"].as_array().expect("findings are a list").iter();
+        let names = findings.filter(|finding| finding["level"] == level);
+        names.filter_map(|finding| finding["name"].as_str()).collect::<BTreeSet<_>>()
+    });
+    let mut well = BTreeSet::from([
+        "containerd",
+        "content_path",
+        "hosts_toml",
+        "hosts_shadowed",
+        "other_mirror",
+        "mirror",
+        "peer_router",
+        "peer_registry",
+        "clock",
+    ]);
+    let mut unseen = BTreeSet::from(["proxy"]);
+    // Up to 1.7 containerd tells its settings. From 2.0 on a file does, which here is not where a distribution has it.
+    let told = node.generation < Generation::V2_1;
+    if told { &mut well } else { &mut unseen }.extend(["config_path", "unpacked_layers"]);
+    assert_eq!(levels, [well, unseen], "{}\n{}", checked.text, cluster.logs());
+    assert_eq!((checked.code, checked.json["worst"].as_str()), (0, Some("unknown")), "{}", checked.text);
+}
+
 /// Starts the mirror of a node as the kubelet would.
 fn start(cluster: &Cluster, node: &Node, image: &str) -> Container {
     let pod = pod(node, "DaemonSet", "spegel");
@@ -130,6 +157,10 @@ fn runs_as_the_chart_says(generation: Generation) {
     cluster.expect("a container that is there before the mirror", first.start_container(&early));
     let mirrors = [first, second].map(|node| start(&cluster, node, &own.by_tag()));
     cluster.nodes.iter().for_each(|node| wait_until_ready(&cluster, node));
+    for (node, mirror) in cluster.nodes.iter().zip(&mirrors) {
+        cluster.expect("they know each other", node.wait_members(2, PATIENCE));
+        check_sees_what_the_chart_mounts(&cluster, node, mirror);
+    }
 
     // It sees the files of containers, which must not outlive them for that.
     let seen = mount_namespaces(first, "-early/rootfs");

@@ -1,9 +1,10 @@
 //! Asks `spegel check` of a node what it finds.
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
+use crate::container::Container;
 use crate::node::Node;
 use crate::parts::spegel_binary;
 
@@ -23,21 +24,39 @@ impl Node {
     /// If it cannot be started, or says something that is not JSON when asked for that.
     #[must_use]
     pub fn check(&self, args: &[&str]) -> Checked {
-        let run = |format: &str| {
+        Checked::by(|format| {
             let mut command = self.netns().command(spegel_binary());
-            command.args(["check", format]).args(args).stdin(Stdio::null());
-            let output = command.output().expect("spegel can be started");
-            (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
-        };
-        let (code, text) = run("--output=text");
-        let (json_code, json) = run("--output=json");
-        assert_eq!(code, json_code, "the exit status does not depend on the format: {text}");
-        let json = serde_json::from_str(&json).unwrap_or_else(|error| panic!("{error} in {json:?}"));
-        Checked { code: code.expect("it was not killed"), json, text }
+            command.args(["check", format]).args(args);
+            command
+        })
+    }
+
+    /// Runs `spegel check` in a running container of the mirror, as `kubectl exec` would.
+    ///
+    /// # Panics
+    /// As [`Self::check`].
+    #[must_use]
+    pub fn check_in_container(&self, container: &Container) -> Checked {
+        Checked::by(|format| self.exec_in_container(container, &["/spegel", "check", format]))
     }
 }
 
 impl Checked {
+    /// Runs the command that there is for either format.
+    fn by(command: impl Fn(&str) -> Command) -> Self {
+        let run = |format: &str| {
+            let output = command(format).stdin(Stdio::null()).output().expect("the command can be started");
+            let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            (output.status.code(), said(&output.stdout), said(&output.stderr))
+        };
+        let (code, text, _) = run("--output=text");
+        let (json_code, json, complaint) = run("--output=json");
+        assert_eq!(code, json_code, "the exit status does not depend on the format: {text}");
+        let json =
+            serde_json::from_str(&json).unwrap_or_else(|error| panic!("{error} in {json:?}: {complaint}"));
+        Self { code: code.expect("it was not killed"), json, text }
+    }
+
     /// The findings of one check.
     #[must_use]
     pub fn of(&self, name: &str) -> Vec<&Value> {

@@ -144,6 +144,13 @@ impl Node {
         ctr(&["containers", "delete", &id]).map(drop)
     }
 
+    /// Another process in a running container, with the rights and mounts of the first.
+    pub(crate) fn exec_in_container(&self, container: &Container, args: &[&str]) -> Command {
+        let mut command = self.ctr();
+        command.args(["tasks", "exec", "--exec-id", "another"]).arg(self.container_id(container)).args(args);
+        command
+    }
+
     /// Where a started container's output goes.
     #[must_use]
     pub fn container_log(&self, container: &Container) -> PathBuf {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use spegel_tests::{
     Checked, Cluster, ClusterOptions, Generation, ImageSpec, METRICS_PORT, MIRROR_PORT, Node, Puller,
-    REGISTRY, ROUTER_PORT, StandIn, answer_status, outdated_containerd, request_head, spegel_binary,
+    REGISTRY, ROUTER_PORT, SECRET, StandIn, answer_status, outdated_containerd, request_head, spegel_binary,
     wait_for,
 };
 
@@ -24,16 +24,18 @@ const NEXT_CHECK_MAX: Duration = Duration::from_secs(90);
 /// Mirrors that know each other, on nodes that have an image.
 fn cluster(nodes: u8, generation: Generation) -> Cluster {
     let cluster = Cluster::with_spegel(ClusterOptions::new(nodes, generation));
+    share_an_image(&cluster);
+    cluster
+}
+
+/// All nodes know each other, and have an image.
+fn share_an_image(cluster: &Cluster) {
     let image = cluster.image(&ImageSpec::new("check", "1", &[1000]));
     for node in &cluster.nodes {
         cluster.expect("pull", node.pull(Puller::Cri, &image.by_tag()));
-        let known = || match node.metric("spegel_members", "")? {
-            members if (members - f64::from(nodes)).abs() < 0.5 => Ok(()),
-            members => Err(format!("{} knows {members} members", node.name)),
-        };
-        cluster.expect("all know each other", wait_for("members", FIRST_CHECK_MAX, known));
+        let known = node.wait_members(cluster.nodes.len(), FIRST_CHECK_MAX);
+        cluster.expect("all know each other", known);
     }
-    cluster
 }
 
 /// Asserts that these checks alone are not well, each at its level.
@@ -123,6 +125,28 @@ fn settings_of_containerd_1_7_are_judged() {
 #[test]
 fn settings_of_containerd_2_1_are_judged() {
     settings_of(Generation::V2_1);
+}
+
+/// Mirrors that let in neither nodes nor clients without what `put` gives them.
+fn all_is_well_with(put: impl Fn(&Node)) {
+    let cluster = Cluster::new(ClusterOptions::new(2, Generation::V2_1));
+    cluster.nodes.iter().for_each(put);
+    cluster.start_spegel();
+    share_an_image(&cluster);
+    for node in &cluster.nodes {
+        assert!(node.authorization().is_some(), "containerd shows nothing: {}", node.logs());
+        expect(&cluster, &node.check(&[]), WELL, &[]);
+    }
+}
+
+#[test]
+fn cluster_with_a_secret_is_well() {
+    all_is_well_with(|node| node.put_cluster_secret(&[SECRET]));
+}
+
+#[test]
+fn cluster_with_basic_auth_is_well() {
+    all_is_well_with(|node| node.put_basic_auth("mirror", "pass:word"));
 }
 
 /// Whether a pull comes by the mirror. Where no `hosts.toml` says otherwise the registry is taken for one with TLS, so

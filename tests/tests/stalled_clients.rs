@@ -18,9 +18,9 @@ const OTHER_LAYER: u64 = mib(128);
 const HELD_BYTES_MAX: u64 = mib(160);
 /// How much longer another pull may take.
 const SLOWER_MAX: f64 = 1.25;
-/// What a mirror may use of one CPU while nobody takes a byte of it. One that spins, for a single one of the clients,
-/// uses all of it.
-const STALLED_CPU_MAX: f64 = 0.1;
+/// What a mirror may use of one CPU while nobody takes a byte of it. The core hears of each pull ten times a second
+/// how it goes, which has cost 0.05 to 0.09 for all thousand. A mirror that spins, be it for a single client, uses all of one.
+const STALLED_CPU_MAX: f64 = 0.3;
 const PULLS: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Nothing more comes by then.

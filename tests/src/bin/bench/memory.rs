@@ -22,7 +22,7 @@ const SLOW: usize = 1000;
 /// How long slow clients are watched, and how much each takes meanwhile.
 const SLOW_FOR: Duration = Duration::from_secs(3);
 const SLOW_BYTES: u64 = 64 * 1024;
-/// Memory of an earlier measurement is given back by then.
+/// Connections of an earlier measurement have ended by then. What the process keeps of their memory counts in the next.
 const PAUSE: Duration = Duration::from_secs(12);
 
 /// The mirror's process on a node.

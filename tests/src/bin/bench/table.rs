@@ -66,7 +66,7 @@ impl Table {
     pub(crate) fn print(&self) {
         let headings = ["", "spegel", "reference: nginx", "ratio", "goal"];
         println!(
-            "{:<44} {:<26} {:<26} {:<22} {}",
+            "{:<54} {:<26} {:<26} {:<22} {}",
             headings[0], headings[1], headings[2], headings[3], headings[4]
         );
         for row in &self.rows {
@@ -76,7 +76,7 @@ impl Table {
             let what =
                 if row.unit.is_empty() { row.what.clone() } else { format!("{}, {}", row.what, row.unit) };
             println!(
-                "{what:<44} {:<26} {:<26} {:<22} {}",
+                "{what:<54} {:<26} {:<26} {:<22} {}",
                 spread(&row.own),
                 row.reference.as_deref().map_or_else(String::new, spread),
                 ratios.as_deref().map_or_else(String::new, spread),

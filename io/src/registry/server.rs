@@ -42,9 +42,10 @@ const HEAD_BYTES_MAX: usize = 16 * 1024;
 const HEADERS_MAX: usize = 64;
 
 /// Most bytes buffered per connection and direction before it is written; must hold the head of a
-/// request. Smaller costs system calls; larger is paid for by every slow client, and frames that the
-/// kernel sends should be larger, so that each is sent before the body is asked for the next.
-const BUFFER_BYTES_MAX: usize = 32 * 1024;
+/// request. Smaller costs system calls; larger than one read of a body that is copied, and every slow
+/// client holds two of them. Frames that the kernel sends should be larger, so that each is sent
+/// before the body is asked for the next.
+const BUFFER_BYTES_MAX: usize = HEAD_BYTES_MAX;
 
 /// Pause after the kernel could not give a connection (out of descriptors, mostly): without
 /// one the loop would spin until one is free.

@@ -5,6 +5,7 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{setsockopt, sockopt::RcvBuf};
 use spegel_tests::{Image, Node};
 
 use crate::load::{Target, discard, read_head};
@@ -22,6 +23,8 @@ const SLOW: usize = 1000;
 /// How long slow clients are watched, and how much each takes meanwhile.
 const SLOW_FOR: Duration = Duration::from_secs(3);
 const SLOW_BYTES: u64 = 64 * 1024;
+/// What the socket of a slow client holds.
+const SLOW_SOCKET_BYTES: usize = 128 * 1024;
 /// Connections of an earlier measurement have ended by then. What the process keeps of their memory counts in the next.
 const PAUSE: Duration = Duration::from_secs(12);
 
@@ -224,6 +227,8 @@ fn slowly(target: &Target, from: &Node, pid: u32) -> Result<(Descriptors, u32), 
     // One after the other: what is measured is what they hold, not how they crowd in.
     for _ in 0..SLOW {
         let mut client = target.ask(from)?;
+        // nginx fills what sockets can hold, and a thousand that grow take all memory that the kernel has for them.
+        setsockopt(&client, RcvBuf, &SLOW_SOCKET_BYTES).map_err(|error| error.to_string())?;
         if let Ok((_, there)) = read_head(&mut client) {
             discard(&client, SLOW_BYTES.saturating_sub(there))?;
             clients.push(client);

@@ -8,7 +8,7 @@ use spegel_tests::{Cluster, ClusterOptions, Generation, REGISTRY, digest_of, per
 
 const P50_MAX: Duration = Duration::from_millis(1);
 /// The aim is 3 ms, and `make bench` holds the mirror to it in a process of its own on an idle machine
-/// (docs/performance.md: 0.51 ms in the middle round, 0.96 ms in the worst). What is more here is for machines on which
+/// (docs/performance.md: 0.58 ms in the middle round, 0.63 ms in the worst). What is more here is for machines on which
 /// compilers or other tests run as well: four mirrors and four times containerd share few cores then, and one miss in a
 /// hundred waits for its turn.
 const P99_MAX: Duration = Duration::from_millis(5);

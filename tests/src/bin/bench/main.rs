@@ -93,17 +93,35 @@ fn bench() -> Result<(), String> {
     let file = holder.blob_file(&image.layers[0]);
     std::fs::read(&file).map_err(|error| error.to_string())?;
     let reference = Target::new(nginx.address(), &nginx.add(&file)?);
+    let stage = Stage { holder, mirror, image: &image, nginx: &nginx, reference };
     if wanted("manifests") {
-        manifests(holder, mirror, &image, &nginx, &mut table)?;
+        manifests(&stage, &mut table)?;
     }
     if wanted("bytes") {
-        bytes(holder, mirror, &image, &nginx, &reference, &mut table)?;
+        bytes(&stage, &mut table)?;
     }
     if wanted("memory") {
-        memory::measure(holder, mirror, &image, &nginx, &reference, &mut table)?;
+        memory::measure(&stage, &mut table)?;
     }
     table.print();
     Ok(())
+}
+
+/// Who has the image and who asks for it, and the reference beside the one who has it.
+struct Stage<'a> {
+    holder: &'a Node,
+    mirror: &'a Node,
+    image: &'a Image,
+    nginx: &'a Nginx,
+    /// The blob, as nginx serves it.
+    reference: Target,
+}
+
+impl Stage<'_> {
+    /// The blob, as the mirror of a node gives it.
+    fn blob_of(&self, node: &Node) -> Target {
+        Target::new(node.mirror_address(), &self.image.blob_path(&self.image.layers[0]))
+    }
 }
 
 /// What a layer costs that nobody has, beside a file that is not there.
@@ -143,13 +161,8 @@ fn miss_often(from: &Node, server: SocketAddr, round: usize) -> Result<Vec<Durat
 }
 
 /// What a manifest costs that is here, on a connection that stays open.
-fn manifests(
-    holder: &Node,
-    client: &Node,
-    image: &Image,
-    nginx: &Nginx,
-    table: &mut Table,
-) -> Result<(), String> {
+fn manifests(stage: &Stage<'_>, table: &mut Table) -> Result<(), String> {
+    let Stage { holder, mirror, image, nginx, .. } = *stage;
     let manifest = image.needed.iter().find(|blob| blob.is_manifest).ok_or("an image has a manifest")?;
     let own = Target::new(holder.mirror_address(), &image.blob_path(manifest));
     let reference = Target::new(nginx.address(), &nginx.add(&manifest.path)?);
@@ -157,7 +170,7 @@ fn manifests(
     for _ in 0..ROUNDS {
         let rate = |target: &Target, pid: u32| {
             let before = cpu_seconds(pid);
-            target.ask_often(client, MANIFESTS)?;
+            target.ask_often(mirror, MANIFESTS)?;
             Ok::<_, String>(f64::from(MANIFESTS) / (cpu_seconds(pid) - before))
         };
         reference_rates.push(rate(&reference, nginx.pid())?);
@@ -169,23 +182,15 @@ fn manifests(
 }
 
 /// What moving a blob costs and how long it takes.
-fn bytes(
-    holder: &Node,
-    mirror: &Node,
-    image: &Image,
-    nginx: &Nginx,
-    reference: &Target,
-    table: &mut Table,
-) -> Result<(), String> {
-    let path = image.blob_path(&image.layers[0]);
+fn bytes(stage: &Stage<'_>, table: &mut Table) -> Result<(), String> {
+    let Stage { holder, mirror, image, nginx, ref reference } = *stage;
     let bare = Bare::start(mirror, nginx.address())?;
     let (holder_pid, mirror_pid) = (memory::pid(holder)?, memory::pid(mirror)?);
     let cpu_of = |pid: u32| move || cpu_seconds(pid);
-    let whole = |address, path: &str| Target::new(address, path).all_but_a_byte();
     let targets: [(Target, &dyn Fn() -> f64); 4] = [
         (reference.clone().all_but_a_byte(), &cpu_of(nginx.pid())),
-        (whole(holder.mirror_address(), &path).of_local_content(), &cpu_of(holder_pid)),
-        (whole(mirror.mirror_address(), &path), &cpu_of(mirror_pid)),
+        (stage.blob_of(holder).all_but_a_byte().of_local_content(), &cpu_of(holder_pid)),
+        (stage.blob_of(mirror).all_but_a_byte(), &cpu_of(mirror_pid)),
         (reference.at(bare.address()).all_but_a_byte().closing(), &|| bare.cpu_seconds()),
     ];
     let (mut cpu, mut speed) = ([const { Vec::new() }; 4], [const { Vec::new() }; 4]);

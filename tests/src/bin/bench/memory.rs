@@ -6,8 +6,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt::RcvBuf};
-use spegel_tests::{Image, Node};
+use spegel_tests::Node;
 
+use crate::Stage;
 use crate::load::{Target, discard, read_head};
 use crate::nginx::Nginx;
 use crate::table::{Goal, Table};
@@ -140,18 +141,10 @@ impl Server {
 }
 
 /// The servers take turns with each load, so that each rests between two of its own measurements.
-pub(crate) fn measure(
-    holder: &Node,
-    mirror: &Node,
-    image: &Image,
-    nginx: &Nginx,
-    reference: &Target,
-    table: &mut Table,
-) -> Result<(), String> {
-    let path = image.blob_path(&image.layers[0]);
-    let of =
-        |node: &Node| Ok::<_, String>(Server::new(pid(node)?, Target::new(node.mirror_address(), &path)));
-    let mut reference = Server::new(nginx.pid(), reference.clone());
+pub(crate) fn measure(stage: &Stage<'_>, table: &mut Table) -> Result<(), String> {
+    let Stage { holder, mirror, nginx, .. } = *stage;
+    let of = |node: &Node| Ok::<_, String>(Server::new(pid(node)?, stage.blob_of(node)));
+    let mut reference = Server::new(nginx.pid(), stage.reference.clone());
     let (mut serving, mut mirroring) = (of(holder)?, of(mirror)?);
     // First all of these: what a thousand clients leave behind is theirs.
     for _ in 0..ROUNDS {

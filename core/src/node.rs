@@ -262,6 +262,10 @@ impl Node {
     /// Sees whether this process was paused before it was called: something was due, and nobody called.
     fn notice_pause(&mut self, now: Instant) {
         let called_at = std::mem::replace(&mut self.called_at, now);
+        // As for most calls, which need not look for what is due.
+        if now.saturating_duration_since(called_at) < PAUSE_MIN {
+            return;
+        }
         let Some((due, _)) = self.poll_timeout() else { return };
         let lasted = now.saturating_duration_since(due.max(called_at));
         if lasted >= PAUSE_MIN {

@@ -137,6 +137,11 @@ pub(crate) struct Registry {
     #[arg(long, env = "MIRROR_RESOLVE_RETRIES", default_value_t = 3)]
     pub(crate) mirror_resolve_retries: u32,
 
+    /// How long to go on as before once told to end, while /readyz says no: so that nothing leads here any more when
+    /// this ends. A minute at most.
+    #[arg(long, env = "SHUTDOWN_DELAY", default_value = "0s", value_parser = go_duration::parse)]
+    pub(crate) shutdown_delay: Duration,
+
     /// Whether to show at --metrics-addr what this node knows: a page for people at /debug/web/, only to loopback
     /// (kubectl port-forward) unless there is a token; who it is (/debug/web/metadata) and what the check found
     /// (/debug/web/check), to everybody.

@@ -36,8 +36,12 @@ use tracing::{info, warn};
 
 use crate::cli::Registry;
 
-/// How long transfers may go on after the process was told to end. Kubernetes kills it after 30 s
-/// unless told otherwise; a transfer that is cut off is resumed by containerd elsewhere.
+/// Longest delay of the end that may be asked for. More, and what was told to end seems to hang: Kubernetes
+/// kills it after 30 s unless told otherwise, and no transfer is finished.
+const SHUTDOWN_DELAY_MAX: Duration = Duration::from_secs(60);
+
+/// How long transfers may go on after the process has taken leave of the others. Longer, and it is killed before: the
+/// chart has Kubernetes wait for 35 s in all; shorter, and more of them are cut off, and resumed by containerd elsewhere.
 const DRAIN_MAX: Duration = Duration::from_secs(25);
 
 /// How long requests for metrics and the like may go on then.
@@ -53,6 +57,9 @@ pub(crate) async fn run(flags: Registry, terminated: impl Future<Output = ()>) -
         static_peers: flags.static_bootstrap_peers,
         router_port,
     })?;
+    if flags.shutdown_delay > SHUTDOWN_DELAY_MAX {
+        return Err(format!("--shutdown-delay: {SHUTDOWN_DELAY_MAX:?} at most").into());
+    }
     if flags.debug_pprof_enabled {
         // Early, because what was allocated before is not seen.
         spegel_profiles::heap::start();
@@ -129,6 +136,7 @@ pub(crate) async fn run(flags: Registry, terminated: impl Future<Output = ()>) -
         filters: filters.clone(),
         resolve_timeout: flags.mirror_resolve_timeout,
         resolve_retries: flags.mirror_resolve_retries,
+        shutdown_delay: flags.shutdown_delay,
     };
     let ports = Ports {
         watch: content::watch::spawn(&containerd.content_path, inputs.clone()),
@@ -193,7 +201,7 @@ pub(crate) async fn run(flags: Registry, terminated: impl Future<Output = ()>) -
         ended = core => return Err(format!("the core ended: {ended:?}").into()),
         () = control.ended() => return Err("the router ended".into()),
     }
-    info!("told to end: saying goodbye, then finishing transfers");
+    info!(delay = ?flags.shutdown_delay, "told to end: after the delay come goodbyes, then transfers are finished");
     // The core lives as long as its inputs, one of which is here.
     let _ = inputs.send(Input::ShutdownRequested).await;
     let _ = farewell_said.wait_for(|said| *said).await;
@@ -244,7 +252,7 @@ mod tests {
         let store = dir.path().display().to_string();
         let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
         let taken = taken.local_addr().expect("it is bound").to_string();
-        let cases: [(&[&str], &[&str]); 12] = [
+        let cases: [(&[&str], &[&str]); 13] = [
             (&[], &[]),
             (&["--bootstrap-kind=dns"], &[]),
             (&["--bootstrap-kind=http", "--http-bootstrap-url=10.0.0.1/id"], &[]),
@@ -257,6 +265,7 @@ mod tests {
             (&STATIC, &["--containerd-content-path=STORE", "--cluster-secret-file=/dev/null"]),
             (&STATIC, &["--containerd-content-path=STORE", "--debug-web-token-file=/dev/null"]),
             (&STATIC, &["--containerd-content-path=STORE", "--data-dir=/dev/null"]),
+            (&STATIC, &["--containerd-content-path=STORE", "--shutdown-delay=61s"]),
         ];
         let mut errors = Vec::new();
         for (bootstrap, others) in cases {

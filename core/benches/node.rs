@@ -52,6 +52,7 @@ fn node(now: Instant, number: u32) -> Node {
         filters: Filters::default(),
         resolve_timeout: Duration::from_millis(20),
         resolve_retries: 3,
+        shutdown_delay: Duration::ZERO,
     };
     let mut node = Node::new(now, config, number.into());
     apply(&mut node, now, Input::ListenAddrsChanged { addrs: vec![addr(number)] });

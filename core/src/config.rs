@@ -26,4 +26,9 @@ pub struct Config {
     pub resolve_timeout: Duration,
     /// Most holders tried for one pull beyond the first (`--mirror-resolve-retries`).
     pub resolve_retries: u32,
+    /// How long this node goes on as before once it was told to end, while it says that it is not ready
+    /// (`--shutdown-delay`). Whoever leads clients here, kube-proxy for instance, learns in that time to lead them
+    /// elsewhere. Shorter, and they are led to an address that nobody has any more, where containerd waits for up to
+    /// 30 seconds; longer, and an update of all nodes takes longer.
+    pub shutdown_delay: Duration,
 }

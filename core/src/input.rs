@@ -216,7 +216,8 @@ pub enum Input {
     },
 
     // --- the process ----------------------------------------------------------------------
-    /// The process was told to end.
+    /// The process was told to end: [`crate::Output::ShutdownComplete`] follows, after the delay that was configured
+    /// and within a second more. Said again, it changes nothing.
     ShutdownRequested,
 }
 

@@ -84,6 +84,7 @@ pub struct Node {
     lookups: BTreeMap<LookupId, Asker>,
     malformed: BTreeMap<PeerId, Instant>,
     ready: bool,
+    shutdown_delay: Duration,
     shutdown: Option<Shutdown>,
     /// When it was called last.
     called_at: Instant,
@@ -146,6 +147,8 @@ enum Asker {
 /// How far the end of the process is.
 #[derive(Clone, Copy, Debug)]
 enum Shutdown {
+    /// Going on as before, not ready, until those who lead clients here have learnt of it.
+    Delayed { until: Instant },
     /// Waiting for other nodes to take note, but no longer than this.
     Leaving { until: Instant },
     /// [`Output::ShutdownComplete`] was given.
@@ -177,6 +180,7 @@ impl Node {
             lookups: BTreeMap::new(),
             malformed: BTreeMap::new(),
             ready: false,
+            shutdown_delay: config.shutdown_delay,
             shutdown: None,
             called_at: now,
             outputs: VecDeque::new(),
@@ -296,6 +300,9 @@ impl Node {
         if self.fetch.is_due(now) {
             self.fetch.handle_timeout(now, &mut self.health);
         }
+        if matches!(self.shutdown, Some(Shutdown::Delayed { until }) if until <= now) {
+            self.leave(now);
+        }
         self.settle(now);
     }
 
@@ -303,7 +310,7 @@ impl Node {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Instant, Wake)> {
         let shutdown = match self.shutdown {
-            Some(Shutdown::Leaving { until }) => Some(until),
+            Some(Shutdown::Delayed { until } | Shutdown::Leaving { until }) => Some(until),
             Some(Shutdown::Complete) | None => None,
         };
         [
@@ -643,11 +650,19 @@ impl Node {
         }
     }
 
-    /// Tells everyone, so that nobody asks this node again; transfers go on.
     fn begin_shutdown(&mut self, now: Instant) {
         if self.shutdown.is_some() {
             return;
         }
+        if self.shutdown_delay.is_zero() {
+            self.leave(now);
+        } else {
+            self.shutdown = Some(Shutdown::Delayed { until: now + self.shutdown_delay });
+        }
+    }
+
+    /// Tells everyone, so that nobody asks this node again; transfers go on.
+    fn leave(&mut self, now: Instant) {
         self.shutdown = Some(Shutdown::Leaving { until: now + FAREWELL_MAX });
         self.membership.leave(now);
         self.directory.leave(now, self.membership.me().generation);

@@ -12,6 +12,7 @@ pub mod invariant;
 mod kubelet;
 pub mod light;
 pub mod node;
+pub mod node_port;
 pub mod puller;
 pub mod scale;
 pub mod scenario;

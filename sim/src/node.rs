@@ -34,6 +34,7 @@ use crate::{
     control::{Control, Wire},
     fault::{Dns, VIP, endpoint},
     invariant::Watch,
+    node_port::NodePort,
     trace::Trace,
 };
 
@@ -135,6 +136,7 @@ pub(crate) fn node_config(peer: PeerId, since_epoch: Duration, ahead_seconds: i6
         filters: Filters::default(),
         resolve_timeout: Duration::from_millis(20),
         resolve_retries: 3,
+        shutdown_delay: Duration::ZERO,
     }
 }
 
@@ -178,6 +180,10 @@ pub struct NodeParts {
     pub fetches: Arc<Mutex<Vec<(Duration, PeerId)>>>,
     /// The process, while there is one.
     pub running: Arc<Mutex<Option<Running>>>,
+    /// What leads containerd to the process.
+    pub node_port: NodePort,
+    /// How long the process goes on once it was told to end.
+    pub shutdown_delay: Duration,
     /// Begins another process after one that ended of itself.
     pub restart: Arc<Notify>,
 }
@@ -207,7 +213,8 @@ impl NodeParts {
         let control = Control::new(peer, ip, self.dns.clone(), self.wire.clone(), inputs.clone());
         let (reports, report_requests) = shell::reports();
         *lock(&self.running) = Some(Running { reports, inputs: inputs.clone() });
-        let config = node_config(peer, elapsed(), 0);
+        let config = Config { shutdown_delay: self.shutdown_delay, ..node_config(peer, elapsed(), 0) };
+        self.node_port.started();
         let seed = self.seed.wrapping_add(config.started_at_unix_ms);
         let node = Node::new(clock::now(), config, node_seed(seed, &self.name));
         let complete = CancellationToken::new();

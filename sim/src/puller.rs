@@ -1,7 +1,7 @@
 //! Pulls an image as containerd does: every manifest and blob from the mirror on its own node
 //! first, and from the registry when the mirror says 404.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::Ipv4Addr};
 
 use bytes::{Bytes, BytesMut};
 use http::{Method, Request, StatusCode, header};
@@ -16,7 +16,8 @@ use crate::{
     containerd::{Containerd, LABEL_LATENCY},
     image::Image,
     kubelet::RESUMES_MAX,
-    node::elapsed,
+    node::{REGISTRY_PORT, elapsed},
+    node_port::NodePort,
     upstream::{self, Answer, THROTTLED_TRIES_MAX, Upstream},
 };
 
@@ -38,9 +39,9 @@ pub async fn pull(
     image: &Image,
     containerd: &Containerd,
     upstream: &Upstream,
-    mirror: SocketAddr,
+    node_port: &NodePort,
 ) -> io::Result<()> {
-    let mirror = Mirror { image, addr: mirror, is_bypassed: containerd.bypasses_mirror() };
+    let mirror = Mirror { image, node_port, is_bypassed: containerd.bypasses_mirror() };
     // By tag only the head; what it names must be the image's manifest.
     if !mirror.resolves().await? {
         request_upstream(upstream).await?;
@@ -106,7 +107,7 @@ async fn commit(containerd: &Containerd, expected: &Descriptor, content: Bytes) 
 
 struct Mirror<'a> {
     image: &'a Image,
-    addr: SocketAddr,
+    node_port: &'a NodePort,
     is_bypassed: bool,
 }
 
@@ -144,7 +145,10 @@ impl Mirror<'_> {
         }
         let (registry, repository, _) = self.image.parts();
         // A mirror that is not there is no worse than one that has nothing.
-        let Ok(stream) = TcpStream::connect(self.addr).await else { return Ok(None) };
+        let Ok(stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, REGISTRY_PORT)).await else {
+            self.node_port.find_nobody().await;
+            return Ok(None);
+        };
         let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(io::Error::other)?;
         tokio::spawn(connection);

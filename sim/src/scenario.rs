@@ -38,6 +38,8 @@ pub struct Scenario {
     pub(crate) pulls: Vec<PullPlan>,
     pub(crate) faults: Vec<(Duration, Fault)>,
     pub(crate) dns: Dns,
+    pub(crate) node_ports_lag: bool,
+    pub(crate) shutdown_delay: Duration,
     pub(crate) ends_at: Duration,
     pub(crate) quiet_from: Duration,
     pub(crate) agrees_at_end: bool,
@@ -149,6 +151,8 @@ impl Scenario {
             pulls: Vec::new(),
             faults: Vec::new(),
             dns: Dns::List { stale: Duration::ZERO },
+            node_ports_lag: false,
+            shutdown_delay: Duration::ZERO,
             ends_at,
             quiet_from: ends_at,
             agrees_at_end: true,
@@ -251,6 +255,21 @@ impl Scenario {
     #[must_use]
     pub const fn dns(mut self, dns: Dns) -> Self {
         self.dns = dns;
+        self
+    }
+
+    /// In the driver with HTTP, containerd asks a node port, which leads to a mirror's address for a while after the
+    /// mirror was told to end.
+    #[must_use]
+    pub const fn behind_node_ports(mut self) -> Self {
+        self.node_ports_lag = true;
+        self
+    }
+
+    /// In the driver with HTTP, for how long mirrors go on once they were told to end; not at all unless told.
+    #[must_use]
+    pub const fn shutdown_delay(mut self, delay: Duration) -> Self {
+        self.shutdown_delay = delay;
         self
     }
 

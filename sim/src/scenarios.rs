@@ -28,6 +28,9 @@ const SHARED_LAYERS: usize = 4;
 /// half of sixty seeds take more than 11.4, and the worst 14.8; where they do, 9.53 at most.
 const SHARED_MAX: Duration = Duration::from_millis(10_000);
 
+/// As in the chart.
+const SHUTDOWN_DELAY: Duration = Duration::from_secs(5);
+
 /// A scenario and the name under which it is replayed.
 pub type Named = (&'static str, fn() -> Scenario);
 
@@ -36,6 +39,7 @@ const OTHERS: &[Named] = &[
     ("partition_and_merge", partition_and_merge),
     ("rolling_restart", rolling_restart),
     ("rolling_restart_with_http", rolling_restart_with_http),
+    ("update_behind_node_ports", update_behind_node_ports),
     ("frozen_process", frozen_process),
     ("holder_falls_silent", holder_falls_silent),
     ("holders_share_the_work", holders_share_the_work),
@@ -149,6 +153,28 @@ pub fn rolling_restart_with_http() -> Scenario {
     rolling("rolling_restart_with_http", 4)
         .tick(Duration::from_millis(5))
         .expect(|outcome| expect_first_tries(outcome, 2, seconds(2)))
+}
+
+/// Each mirror is replaced, one after the other, as Kubernetes does it: a moment after one has ended comes the next.
+/// Its node pulls when one was just told to end, and containerd is still led to that.
+#[must_use]
+pub fn update_behind_node_ports() -> Scenario {
+    let other = "registry.test/other:1";
+    let mut scenario = cluster("update_behind_node_ports", seconds(80), 4, 2)
+        .image(Image::new(other, 2, LAYER_BYTES, 3))
+        .preload("n3", other)
+        .preload("n4", other)
+        .tick(Duration::from_millis(5))
+        .behind_node_ports()
+        .shutdown_delay(SHUTDOWN_DELAY);
+    for n in 1..=4 {
+        let (at, wanted) = (seconds(15 * n as u64), if n <= 2 { other } else { IMAGE });
+        scenario = scenario
+            .fault(at, Fault::Stop { node: name(n) })
+            .fault(at + SHUTDOWN_DELAY + seconds(2), Fault::Start { node: name(n) })
+            .pull(at + Duration::from_millis(500), &name(n), wanted);
+    }
+    scenario.expect(|outcome| expect_first_tries(outcome, 4, seconds(2)))
 }
 
 /// One of two holders is paused for eight seconds, long enough to be declared dead, and wakes.

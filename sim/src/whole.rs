@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
     sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
@@ -22,7 +21,8 @@ use crate::{
     image::Image,
     invariant::{Watch, agreement},
     kubelet::retry_delay,
-    node::{NodeParts, REGISTRY_PORT, Resolver, elapsed, lock, peer_of},
+    node::{NodeParts, Resolver, elapsed, lock, peer_of},
+    node_port::NodePort,
     puller::pull,
     scenario::{FailedTry, NodePlan, Outcome, PullPlan, Pulled, Scenario},
     trace::Trace,
@@ -106,6 +106,8 @@ impl<'a> World<'a> {
                 notices: Arc::clone(&notices),
                 fetches: Arc::clone(&fetches),
                 running: Arc::default(),
+                node_port: NodePort::new(plan.node_ports_lag),
+                shutdown_delay: plan.shutdown_delay,
                 restart: Arc::default(),
             };
             for (_, image) in plan.preloads.iter().filter(|(name, _)| *name == node.name) {
@@ -232,6 +234,7 @@ impl<'a> World<'a> {
             }
             Fault::Stop { node } => {
                 lock(&self.watch).disturbed(now);
+                self.node(node).node_port.told_to_end(now);
                 if let Some(running) = &*lock(&self.node(node).running) {
                     // One that has no room for this is not going to end well anyhow.
                     let _ = running.inputs.try_send(Input::ShutdownRequested);
@@ -407,7 +410,6 @@ impl Host {
         parts.trace.note(elapsed(), &plan.node, &format!("pull {}", plan.image));
         let image = self.images.iter().find(|image| image.name == plan.image);
         let image = image.expect("a scenario's pulls name its own images");
-        let mirror = (Ipv4Addr::LOCALHOST, REGISTRY_PORT).into();
         let holders = lock(&parts.watch).holders(&plan.node, image);
         parts.containerd.lease(image);
         let (mut tries, mut failures) = (1, Vec::new());
@@ -416,7 +418,7 @@ impl Host {
                 sleep(CONTAINERD_POLL).await;
             }
             let (began, started) = (elapsed(), Instant::now());
-            let error = pull(image, &parts.containerd, &self.upstream, mirror).await.err();
+            let error = pull(image, &parts.containerd, &self.upstream, &parts.node_port).await.err();
             lock(&parts.watch).content_changed(elapsed(), &plan.node);
             if error.is_none() || tries == plan.tries_max {
                 break (started.elapsed(), error.map(|error| error.to_string()));

@@ -17,6 +17,11 @@ fn rolling_restart() {
 }
 
 #[test]
+fn update_behind_node_ports() {
+    scenarios::update_behind_node_ports().run_seeds(1..=SEEDS);
+}
+
+#[test]
 fn frozen_process() {
     scenarios::frozen_process().run_seeds(1..=SEEDS);
 }

@@ -1,9 +1,9 @@
 //! A mirror that is told to stop finishes what it is sending, is not asked again, and ends with 0.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use spegel_tests::{BodyEnd, Cluster, ClusterOptions, Generation, ImageSpec, mib};
+use spegel_tests::{BodyEnd, Cluster, ClusterOptions, Generation, ImageSpec, mib, wait_for};
 
 use nix::sys::signal::Signal;
 
@@ -68,6 +68,38 @@ fn transfer_that_a_stopping_mirror_serves_is_finished() {
 #[test]
 fn transfer_that_a_stopping_mirror_forwards_is_finished() {
     transfer_finishes(Stopped::Forwarding);
+}
+
+/// What leads containerd to a mirror learns of its end later than the mirror does.
+#[test]
+fn mirror_with_a_delay_goes_on_for_so_long_but_is_not_ready() {
+    let mut options = ClusterOptions::new(2, Generation::V2_1);
+    options.spegel_args = vec!["--shutdown-delay=3s".to_owned()];
+    let cluster = Cluster::with_spegel(options);
+    let [one, other] = cluster.nodes.as_slice() else { panic!("two nodes") };
+    let images = [ImageSpec::new("delay/own", "1", &[1000]), ImageSpec::new("delay/other", "1", &[1000])];
+    let images = images.map(|spec| cluster.unpublished_image(&spec.single()));
+    cluster.expect("import", one.import(&images[0]));
+    cluster.expect("import", other.import(&images[1]));
+    cluster.expect("shared", one.wait_finds(&images[1], PATIENCE));
+    cluster.expect("shared", other.wait_finds(&images[0], PATIENCE));
+
+    let told = Instant::now();
+    one.signal_spegel(Signal::SIGTERM);
+    let not_ready = || match one.get("/readyz", &[])?.status {
+        500 => Ok(()),
+        status => Err(format!("{status} for /readyz")),
+    };
+    cluster.expect("not ready", wait_for("others are led elsewhere", Duration::from_secs(1), not_ready));
+    while told.elapsed() < Duration::from_millis(2_700) {
+        for (node, image) in [(one, &images[0]), (one, &images[1]), (other, &images[0])] {
+            cluster.expect("as before", node.finds(&image.blob_path(&image.layers[0])));
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    let status = cluster.expect("the mirror ends", one.wait_spegel(Duration::from_secs(2)));
+    assert_eq!(status.code(), Some(0), "SIGTERM is a success\n{}", one.logs());
+    assert!(told.elapsed() >= Duration::from_secs(3), "it ended after {:?}", told.elapsed());
 }
 
 #[test]

@@ -286,6 +286,33 @@ fn leaving_node_is_named_no_more_and_finishes_what_it_sends() {
 }
 
 #[test]
+fn node_that_delays_its_end_asks_and_is_asked_as_before_until_then() {
+    let mut world = World::empty(1, 3);
+    world.shutdown_delay = secs(5);
+    (0..3).for_each(|host| world.start(host));
+    world.run(secs(5));
+    world.commit(0, digest(1), MB);
+    world.commit(0, digest(3), MB);
+    world.commit(1, digest(2), MB);
+    world.run(secs(1));
+    let told_at = world.now;
+    world.shutdown(0);
+    assert!(!world.hosts[0].is_ready, "others are led elsewhere from here on");
+    world.run(secs(4));
+    world.shutdown(0);
+    let asked = world.pull(1, digest(1), PullKind::Blob);
+    let asks = world.pull(0, digest(2), PullKind::Blob);
+    world.run(ms(900));
+    assert_eq!(world.end(1, asked), Some(End::Completed));
+    assert_eq!(world.end(0, asks), Some(End::Completed));
+    assert_eq!(world.hosts[0].left_at, []);
+    world.run(secs(1));
+    let [left_at] = world.hosts[0].left_at[..] else { panic!("said once") };
+    assert!((secs(5)..secs(5) + ms(100)).contains(&(left_at - told_at)), "{:?}", left_at - told_at);
+    assert_eq!(world.ask([2], digest(3)), [NOBODY], "it has taken leave");
+}
+
+#[test]
 fn leaving_takes_no_longer_than_a_second_when_all_others_are_dead() {
     for silent in [false, true] {
         let mut world = World::settled(1, 4);

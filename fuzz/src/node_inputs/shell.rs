@@ -74,6 +74,7 @@ impl Shell {
             filters,
             resolve_timeout: Duration::from_millis(20),
             resolve_retries: 3,
+            shutdown_delay: [Duration::ZERO, Duration::from_secs(3)][number % 2],
         };
         let mut shell = Self {
             node: Node::new(now, config, u64::try_from(number).unwrap_or_default()),

@@ -259,6 +259,7 @@ mod tests {
             filters: Filters::default(),
             resolve_timeout: Duration::from_millis(20),
             resolve_retries: 3,
+            shutdown_delay: Duration::ZERO,
         };
         Node::new(clock::now(), config, 1).report(clock::now())
     }

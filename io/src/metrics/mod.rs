@@ -481,6 +481,7 @@ mod tests {
             filters: Filters::default(),
             resolve_timeout: Duration::from_millis(20),
             resolve_retries: 3,
+            shutdown_delay: Duration::ZERO,
         };
         let mut report = Node::new(clock::now(), config, 1).report(clock::now());
         let counts = RegistryCounts { tags: 2, images: 3, contents: 40 };

@@ -329,7 +329,7 @@ fn an_update_never_takes_all_mirrors_down() {
         "the next one waits until this one has said what it has"
     );
     let grace = spec["template"]["spec"]["terminationGracePeriodSeconds"].as_u64().expect("a number");
-    assert!(grace > 25, "the mirror finishes transfers for 25 seconds; {grace}");
+    assert!(grace > 5 + 1 + 25 + 2, "a delay, goodbyes, transfers and their ends come before; {grace}");
 }
 
 #[test]

@@ -131,6 +131,8 @@ pub(super) struct World {
     answering: Option<((usize, u32), ExchangeId)>,
     pub(super) cuts: BTreeSet<(usize, usize)>,
     pub(super) loss_percent: usize,
+    /// Of hosts that start from here on.
+    pub(super) shutdown_delay: Duration,
     /// Timers fire late, early, and more than once.
     pub(super) meddles: bool,
     pub(super) trace: Option<Vec<String>>,
@@ -159,6 +161,7 @@ impl World {
             answering: None,
             cuts: BTreeSet::new(),
             loss_percent: 0,
+            shutdown_delay: Duration::ZERO,
             meddles: false,
             trace: None,
         }
@@ -184,6 +187,7 @@ impl World {
             filters: Filters::default(),
             resolve_timeout: ms(20),
             resolve_retries: 3,
+            shutdown_delay: self.shutdown_delay,
         };
         let it = &mut self.hosts[host];
         let (life, contents, ip) = (it.life + 1, std::mem::take(&mut it.contents), it.ip);

@@ -52,6 +52,13 @@ manifest: chart-parts ## Render the manifests for those without helm from the ch
 	    HELM=$(PARTS)/helm deploy/render $$name > deploy/$$name.yaml.new && mv deploy/$$name.yaml.new deploy/$$name.yaml || exit 1; \
 	done
 
+.PHONY: kubernetes
+kubernetes: VERSION ?= 1.35.4
+kubernetes: parts ## Install, update and uninstall on a real Kubernetes of three nodes, by the commands of docs/operating.md (as root)
+	@.ci/install kubernetes $(VERSION)
+	deploy/image $(TARGET)/image/spegel.tar
+	$(CARGO) run --locked -q -p spegel-tests --bin kubernetes -- $(VERSION)
+
 .PHONY: sim
 sim: parts ## Replay one simulated scenario: make sim SCENARIO=... SEED=...
 	$(CARGO) run --locked -q -p spegel-sim --bin spegel-sim -- $(SCENARIO) $(SEED)

@@ -266,7 +266,7 @@ impl Scenario {
         self
     }
 
-    /// In the driver with HTTP, for how long mirrors go on once they were told to end; not at all unless told.
+    /// How long mirrors go on once they were told to end; not at all unless told.
     #[must_use]
     pub const fn shutdown_delay(mut self, delay: Duration) -> Self {
         self.shutdown_delay = delay;

@@ -128,7 +128,7 @@ impl Cluster {
         sweep_dead();
         let name = cluster_name(CLUSTERS.fetch_add(1, Ordering::Relaxed));
         let dir = base_dir().join(&name);
-        let removal = Removal { cluster: name.clone(), dir: dir.clone() };
+        let removal = Removal::of(&name, &dir);
         fs::create_dir_all(&dir).expect("/tmp is writable");
         if options.in_memory {
             let mounted = mount(Some("tmpfs"), &dir, Some("tmpfs"), MsFlags::empty(), None::<&str>);
@@ -362,7 +362,7 @@ fn hosts_file(hosts: &[(String, u8)], family: IpFamily, bootstrap: bool) -> Stri
 
 /// The bridge lives in a namespace of its own, so the addresses mean nothing outside and every cluster can
 /// use the same ones.
-fn build_network(name: &str, hosts: &[(String, u8)], family: IpFamily) {
+pub(crate) fn build_network(name: &str, hosts: &[(String, u8)], family: IpFamily) {
     let upstream = [("registry".to_owned(), UPSTREAM_HOST)];
     let all: Vec<&(String, u8)> = hosts.iter().chain(&upstream).collect();
     let text = hosts_file(hosts, family, true);
@@ -405,9 +405,15 @@ fn build_network(name: &str, hosts: &[(String, u8)], family: IpFamily) {
 
 /// Removes the cluster when dropped, also when building it panicked half way.
 #[derive(Debug)]
-struct Removal {
+pub(crate) struct Removal {
     cluster: String,
     dir: PathBuf,
+}
+
+impl Removal {
+    pub(crate) fn of(cluster: &str, dir: &Path) -> Self {
+        Self { cluster: cluster.to_owned(), dir: dir.to_owned() }
+    }
 }
 
 impl Drop for Removal {

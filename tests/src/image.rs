@@ -30,6 +30,8 @@ pub struct ImageSpec {
     pub tag: Option<String>,
     /// Bytes of random data in each layer; the tar around it adds up to 2 KiB.
     pub layers: Vec<u64>,
+    /// A static program that is run, in a last layer of its own. Without one there is nothing to run.
+    pub program: Option<PathBuf>,
     /// An index with a manifest for this machine and one for another architecture, or a lone manifest.
     pub index: bool,
     /// Media types of layers, config, manifest and index, to be odd with.
@@ -51,6 +53,7 @@ impl ImageSpec {
             repository: repository.to_owned(),
             tag: Some(tag.to_owned()),
             layers: layers.to_vec(),
+            program: None,
             index: true,
             layer_type: LAYER.to_owned(),
             config_type: CONFIG.to_owned(),
@@ -252,13 +255,19 @@ fn build_platform(
     layer_sizes: &[u64],
     architecture: &str,
 ) -> (Blob, Vec<Blob>, Vec<Blob>) {
+    let program = spec.program.as_ref().map(|program| store_program(store, program));
     let layers: Vec<Blob> = store_layers(store, layer_sizes)
         .into_iter()
+        .chain(program)
         .map(|b| Blob { media_type: spec.layer_type.clone(), ..b })
         .collect();
+    let program = spec.program.as_deref().and_then(Path::file_name);
+    let run =
+        program.map_or_else(|| json!({}), |name| json!({"Entrypoint": [format!("/{}", name.display())]}));
     let diff_ids: Vec<&str> = layers.iter().map(|layer| layer.digest.as_str()).collect();
     let config = json!({
-        "architecture": architecture, "os": "linux", "config": {},
+        "architecture": architecture, "os": "linux",
+        "config": run,
         "rootfs": {"type": "layers", "diff_ids": diff_ids},
     });
     let config = spec.config.clone().unwrap_or_else(|| config.to_string().into_bytes());
@@ -306,6 +315,19 @@ fn store_layers(store: &Path, sizes: &[u64]) -> Vec<Blob> {
         Blob { digest: format!("sha256:{hex}"), size, media_type: LAYER.to_owned(), is_manifest: false, path }
     });
     named.collect()
+}
+
+/// A layer with one program.
+fn store_program(store: &Path, program: &Path) -> Blob {
+    let place = program.parent().zip(program.file_name());
+    let (dir, name) = place.unwrap_or_else(|| panic!("{} is no file", program.display()));
+    let archive = store.join("program");
+    let mut command = Command::new("tar");
+    command.arg("-C").arg(dir).arg("-cf").arg(&archive).arg(name);
+    run(command).unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+    let bytes = fs::read(&archive).expect("just written");
+    fs::remove_file(&archive).expect("just written");
+    store_bytes(store, &bytes, LAYER, false)
 }
 
 /// A tar with one file of random bytes.

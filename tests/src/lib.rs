@@ -20,6 +20,7 @@ mod faults;
 mod helm;
 mod http;
 mod image;
+mod kubernetes;
 mod netns;
 mod node;
 mod parts;
@@ -38,6 +39,7 @@ pub use faults::Noise;
 pub use helm::{Chart, chart_dir, deploy_dir, parse as parse_yaml};
 pub use http::{Answer, BodyEnd, HttpClient};
 pub use image::{Blob, Image, ImageSpec, digest_of};
+pub use kubernetes::{Kubernetes, Machine};
 pub use netns::{LinkBytes, NetNs, SocketBytes};
 pub use node::Node;
 pub use parts::{

@@ -72,6 +72,17 @@ pub fn helm() -> PathBuf {
     part("helm")
 }
 
+/// What a Kubernetes of this version is made of, which `.ci/install kubernetes` builds.
+pub(crate) fn kubernetes_dir(version: &str) -> PathBuf {
+    let dir = parts_dir().join(format!("kubernetes-{version}"));
+    assert!(
+        dir.exists(),
+        "{} is missing: run .ci/install kubernetes {version} (as root) first",
+        dir.display()
+    );
+    dir
+}
+
 /// promtool, which checks what Prometheus reads.
 #[must_use]
 pub fn promtool() -> PathBuf {

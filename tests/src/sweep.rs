@@ -20,6 +20,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 const NETNS_DIR: &str = "/run/netns";
 const NETNS_CONFIG_DIR: &str = "/etc/netns";
+/// Below it a directory for each controller.
+const CGROUP_DIR: &str = "/sys/fs/cgroup";
 
 /// Where clusters keep their files: a short path, since a unix socket's may have 108 bytes.
 pub(crate) fn base_dir() -> PathBuf {
@@ -78,9 +80,23 @@ fn sweep(chosen: impl Fn(&str) -> bool) {
         let batch: String = namespaces.iter().map(|name| format!("netns delete {name}\n")).collect();
         crate::netns::ip_batch_forced(&batch);
     }
+    for controller in names_in(CGROUP_DIR) {
+        let groups = Path::new(CGROUP_DIR).join(controller);
+        names_in(&groups)
+            .iter()
+            .filter(|name| chosen(name))
+            .for_each(|name| remove_group(&groups.join(name)));
+    }
     for name in names_in(NETNS_CONFIG_DIR).into_iter().filter(|name| chosen(name)) {
         let _gone = fs::remove_dir_all(Path::new(NETNS_CONFIG_DIR).join(name));
     }
+}
+
+/// A control group is removed as an empty directory would be, those below it first.
+fn remove_group(group: &Path) {
+    let below = fs::read_dir(group).into_iter().flatten().flatten().map(|entry| entry.path());
+    below.filter(|path| path.is_dir()).for_each(|path| remove_group(&path));
+    let _gone = fs::remove_dir(group);
 }
 
 /// Kills every process whose network namespace is one of these, and waits until they are gone.

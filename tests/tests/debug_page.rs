@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use spegel_tests::{
     Browser, Cluster, ClusterOptions, Generation, Image, ImageSpec, METRICS_PORT, Node, Puller, SECRET,
-    Screen, mib, target_dir,
+    Screen, mib, target_dir, wait_for,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const LAYERS: [u64; 3] = [mib(20), 100_000, 1000];
+/// An image whose manifest cannot be read.
+const UNREADABLE: &str = "registry.test/unreadable:1";
 const HEADINGS: [&str; 7] = [
     "This node",
     "Check",
@@ -139,6 +141,8 @@ fn page_of_a_real_node(cluster: &Cluster, node: &Node, holder: &Node, image: &Im
         &section(cluster, &mut browser, "cluster"),
         &["2 members are alive", &holder_addr, "alive", "closed"],
     );
+    let quarantined = section(cluster, &mut browser, "quarantine");
+    has_all("Quarantine", &quarantined, &[UNREADABLE, "manifest not json", "in "]);
     let layer = image.layers[0].digest.as_str();
     let pulls = section(cluster, &mut browser, "pulls");
     has_all(
@@ -168,6 +172,13 @@ fn page_shows_what_the_node_knows_to_who_asks_from_there() {
     let image = cluster.held_image(&ImageSpec::new("page", "1", &LAYERS), &[holder], node);
     cluster.expect("pull", node.pull(Puller::Cri, &image.by_tag()));
     cluster.expect("shared", node.wait_finds(&image, PATIENCE));
+    let unreadable =
+        ImageSpec { manifest: Some(b"\x7fELF".to_vec()), ..ImageSpec::new("unreadable", "1", &[1000]) };
+    let unreadable = cluster.unpublished_image(&unreadable.single());
+    assert_eq!(unreadable.by_tag(), UNREADABLE);
+    cluster.expect("store", node.store(&[unreadable]));
+    let said = || node.spegel_log().contains(UNREADABLE).then_some(()).ok_or_else(|| "not yet".to_owned());
+    cluster.expect("quarantined", wait_for("the mirror says so", PATIENCE, said));
     page_of_a_real_node(&cluster, node, holder, &image);
 
     let neighbour = SocketAddr::new(node.address(), METRICS_PORT);

@@ -21,7 +21,7 @@ use std::{
 };
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
-use spegel_core::{Input, Node, Notice, Output, PeerId};
+use spegel_core::{Config, Input, Node, Notice, Output, PeerId};
 use spegel_io::clock;
 
 pub use self::meter::{Measured, Traffic};
@@ -378,7 +378,10 @@ impl<'a> World<'a> {
         machine.life += 1;
         // Each process draws other numbers than the one before.
         let seed = node_seed(seed.wrapping_add(machine.life << 32), &machine.name);
-        let config = node_config(machine.peer, now, machine.ahead_seconds);
+        let config = Config {
+            shutdown_delay: self.plan.shutdown_delay,
+            ..node_config(machine.peer, now, machine.ahead_seconds)
+        };
         let core = Node::new(machine.clock(self.base, now), config, seed);
         machine.process = Some(Box::new(Process::new(core)));
         self.watch.started(now, &machine.name, machine.peer, &machine.containerd);

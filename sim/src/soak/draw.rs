@@ -125,6 +125,7 @@ pub fn draw(seed: u64) -> Plan {
         settled_at: healed_at,
         ends_at: healed_at,
         dns,
+        shutdown_delay: Duration::from_secs([0, 0, 5][dice.below(3)]),
         nodes: dice.nodes(nodes, healed_at),
         images: dice.images(driver),
         preloads: Vec::new(),
@@ -167,7 +168,9 @@ fn settle(plan: &Plan) -> Duration {
     let starts = plan.nodes.iter().map(|node| node.starts_at);
     let restarts =
         plan.troubles.iter().filter(|trouble| matches!(trouble.fault.cure(), Some(Fault::Start { .. })));
-    let starts: Vec<_> = starts.chain(restarts.map(|trouble| trouble.until)).collect();
+    // One that was stopped a moment before ends after its delay.
+    let restarts = restarts.map(|trouble| trouble.until + plan.shutdown_delay);
+    let starts: Vec<_> = starts.chain(restarts).collect();
     let is_apart = |trouble: &&Trouble| {
         matches!(
             trouble.fault,
@@ -183,11 +186,12 @@ fn settle(plan: &Plan) -> Duration {
         .iter()
         .filter(is_apart)
         .any(|trouble| starts.iter().any(|at| *at + FORMED_AT >= trouble.at && *at <= trouble.ends_at()));
-    match plan.dns {
+    let formed = match plan.dns {
         Dns::Vip { .. } | Dns::Lie { .. } => SETTLE_VIP,
         Dns::List { stale } if strangers => SETTLE_STRANGERS + stale,
         Dns::List { stale } => SETTLE + stale,
-    }
+    };
+    plan.shutdown_delay + formed
 }
 
 struct Dice(StdRng);

@@ -40,6 +40,14 @@ pub struct Plan {
     pub ends_at: Duration,
     /// How nodes find each other.
     pub dns: Dns,
+    /// How long processes go on once they were told to end.
+    #[serde(
+        rename = "shutdown_delay_ms",
+        default,
+        with = "millis",
+        skip_serializing_if = "Duration::is_zero"
+    )]
+    pub shutdown_delay: Duration,
     /// The nodes.
     #[serde(default)]
     pub nodes: Vec<PlannedNode>,
@@ -188,6 +196,7 @@ impl Plan {
     #[must_use]
     pub fn scenario(&self) -> Scenario {
         let mut scenario = Scenario::new("swarm", self.ends_at).dns(self.dns).tick(TICK);
+        scenario = scenario.shutdown_delay(self.shutdown_delay);
         if self.driver == Driver::Light {
             scenario = scenario.light();
         }

@@ -81,6 +81,7 @@ impl<F: FnMut(&Plan) -> bool> Search<F> {
             search.attempt(candidate)
         };
         attempt(self, &|plan| plan.dns = Dns::List { stale: Duration::ZERO });
+        attempt(self, &|plan| plan.shutdown_delay = Duration::ZERO);
         attempt(self, &|plan| {
             for node in &mut plan.nodes {
                 (node.starts_at, node.containerd_at) = (Duration::ZERO, Duration::ZERO);

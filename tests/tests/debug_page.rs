@@ -142,7 +142,7 @@ fn page_of_a_real_node(cluster: &Cluster, node: &Node, holder: &Node, image: &Im
         &["2 members are alive", &holder_addr, "alive", "closed"],
     );
     let quarantined = section(cluster, &mut browser, "quarantine");
-    has_all("Quarantine", &quarantined, &[UNREADABLE, "manifest not json", "in "]);
+    has_all("Quarantine", &quarantined, &[UNREADABLE, "manifest not json", "when it changes"]);
     let layer = image.layers[0].digest.as_str();
     let pulls = section(cluster, &mut browser, "pulls");
     has_all(

@@ -20,6 +20,8 @@ use spegel_tests::{
 
 /// Where containerd asks for its mirror.
 const NODE_PORT: u16 = 30020;
+/// Kubernetes 1.N knows that a node's own pod is to be preferred.
+const PREFERS_SAME_NODE_FROM: u32 = 34;
 /// Kubernetes 1.N copies the label from nodes to their pods.
 const COPIES_ZONES_FROM: u32 = 35;
 /// A pod of an image that is pulled runs within a second; the kubelet tries again after ten.
@@ -324,12 +326,19 @@ fn uninstall(operator: &Operator) {
 }
 
 fn uninstall_without_helm(operator: &Operator) {
-    // Under this name each node has the image.
+    let is_older = operator.kubernetes.minor_version() < PREFERS_SAME_NODE_FROM;
     let manifest = |name: &str| {
         let text = fs::read_to_string(deploy_dir().join(name)).expect("the project has it");
+        // Under this name each node has the image.
+        let mut text = text.replace("localhost/spegel:0.1.0", "registry.test/spegel:0.1.0");
+        if is_older {
+            text = text
+                .lines()
+                .filter(|line| !line.contains("trafficDistribution:"))
+                .fold(String::new(), |text, line| text + line + "\n");
+        }
         let path = std::env::temp_dir().join(format!("spegel-{}-{name}", std::process::id()));
-        fs::write(&path, text.replace("localhost/spegel:0.1.0", "registry.test/spegel:0.1.0"))
-            .expect("writable");
+        fs::write(&path, text).expect("writable");
         Manifest(path)
     };
     let (mirror, cleanup) = (manifest("spegel.yaml"), manifest("spegel-cleanup.yaml"));
